@@ -1,0 +1,537 @@
+"""The closed form: what llama.cpp reserves for a model at given settings, by arithmetic one can redo on paper."""
+
+import functools
+import html
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from . import architectures, formats, mixes, planner, units
+
+PARTS = ("weights", "kv", "compute", "output", "overhead", "repacked")
+# Measured as resident memory of a llama-cpp-python process: see "overhead" in `overhead_bytes`.
+PROCESS_BYTES = 43 * units.MB
+VOCABULARY_BYTES_PER_TOKEN = {"bpe": 370, "spm": 165}
+GPU_DRIVER_BYTES = 330 * units.MIB
+GPU_DRIVER_BAND = "150 to 460 MiB seen on cards from a laptop's to an RTX 4090"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How llama.cpp is asked to run; the names and defaults are llama-server's.
+
+    `n_ctx`, `n_batch`, `n_ubatch`, `n_outputs_max` in tokens (0: the model's, or `n_batch`); `n_parallel` slots;
+    `repack` is llama.cpp's `use_extra_bufts`: False, or the kind of CPU ("avx2", "avx512", "amx", "arm").
+    Raises `ValueError` naming the value that cannot be.
+    """
+
+    n_ctx: int = 4096
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    flash_attn: bool = True
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_parallel: int = 1
+    kv_unified: bool = False
+    swa_full: bool = False
+    n_outputs_max: int = 0
+    repack: bool | str = False
+    n_gpu_layers: int = 0
+
+    def __post_init__(self):
+        ranges = {
+            "n_ctx": (0, 2**27),
+            "n_batch": (1, 2**20),
+            "n_ubatch": (1, 2**20),
+            "n_parallel": (1, 256),
+            "n_outputs_max": (0, 2**20),
+            "n_gpu_layers": (-1, 2**16),
+        }
+        for name, (least, most) in ranges.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number from {least} to {most:,}.")
+        for name in ("cache_type_k", "cache_type_v"):
+            if getattr(self, name) not in formats.CACHE_TYPES:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(formats.CACHE_TYPES)}.")
+        if not self.flash_attn and formats.block_type(self.cache_type_v).block_length > 1:
+            raise ValueError(
+                f"cache_type_v is {self.cache_type_v!r} without flash attention; llama.cpp refuses that. "
+                "Set flash_attn=True or keep cache_type_v at f16."
+            )
+        if self.repack not in (False, True, "", "avx2", "avx512", "amx", "arm"):
+            raise ValueError(f"repack is {self.repack!r}; choose False, 'avx2', 'avx512', 'amx' or 'arm'.")
+
+    def resolve(self, spec):
+        """What llama.cpp makes of these settings for one model: a `Resolved`. Source: llama-context.cpp."""
+        _check_heads(self, spec)
+        n_ctx = units.pad(self.n_ctx or spec.n_ctx_train, 256)
+        asked = self.n_ctx or spec.n_ctx_train
+        n_batch = min(self.n_batch, asked)
+        n_ubatch = min(n_batch, self.n_ubatch)
+        n_outputs_max = self.n_outputs_max or n_batch
+        if n_outputs_max < self.n_parallel:
+            raise ValueError(
+                f"{n_outputs_max} outputs cannot serve {self.n_parallel} slots, which need one each. Set n_outputs_max to "
+                f"0 or at least {self.n_parallel}, and n_batch and n_ctx to at least {self.n_parallel}."
+            )
+        if self.kv_unified:
+            n_ctx_seq, n_stream = n_ctx, 1
+        else:
+            n_ctx_seq, n_stream = units.pad(n_ctx // self.n_parallel, 256), self.n_parallel
+            n_ctx = n_ctx_seq * n_stream
+        n_outputs = min(n_ctx, n_ubatch, n_outputs_max)
+        n_tokens = units.pad(min(n_ctx, n_ubatch), self.n_parallel)
+        return Resolved(n_ctx, n_ctx_seq, n_stream, n_tokens, n_outputs, self._window_cells(spec, n_ctx_seq, n_ubatch))
+
+    def _window_cells(self, spec, n_ctx_seq, n_ubatch):
+        if not (spec.n_swa and spec.swa_pattern):
+            return 0
+        if self.swa_full:
+            return n_ctx_seq
+        windows = spec.n_swa * (self.n_parallel if self.kv_unified else 1) + n_ubatch
+        return min(n_ctx_seq, units.pad(min(n_ctx_seq, windows), 256))
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings after llama.cpp's own rounding; all in tokens (or cells: one cell holds one token)."""
+
+    n_ctx: int
+    n_ctx_seq: int
+    n_stream: int
+    n_tokens: int
+    n_outputs: int
+    window_cells: int
+
+
+def _check_heads(settings, spec):
+    """Quantized caches need heads that are whole blocks, as llama.cpp demands."""
+    for name, head in (("cache_type_k", spec.n_embd_head_k), ("cache_type_v", spec.n_embd_head_v)):
+        block = formats.block_type(getattr(settings, name))
+        if head % block.block_length:
+            raise ValueError(
+                f"{name} is {block.name.lower()}, which stores {block.block_length} values together; the heads of "
+                f"{spec.name} have {head}. Use f16."
+            )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a model needs in memory, in bytes, and how we know it.
+
+    `source` is "formula" or "engine". `by_device` holds the same parts per device ("cpu", "gpu") when layers are
+    offloaded. `assumptions` says where the number may be off, and why.
+    """
+
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    output_bytes: int
+    overhead_bytes: int
+    source: str
+    repacked_bytes: int = 0
+    assumptions: tuple[str, ...] = ()
+    by_device: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
+    name: str = ""
+    spec: architectures.ModelSpec | None = field(default=None, repr=False)
+    quantization: object = field(default=None, repr=False)  # what `estimate` was given, so that others can vary it
+
+    @property
+    def total_bytes(self):
+        """Sum of all parts, in bytes."""
+        return sum(self.parts().values())
+
+    @property
+    def reserved_bytes(self):
+        """What llama.cpp itself reserves: the total without the process around it."""
+        return self.total_bytes - self.overhead_bytes
+
+    def parts(self):
+        """Part name -> bytes, in the order in which people read them."""
+        return {part: getattr(self, f"{part}_bytes") for part in PARTS}
+
+    def __str__(self):
+        lines = [f"{self.name}  [{self.source}]"]
+        lines += [f"  {part:<10}{units.show(n, 2):>12}" for part, n in self.parts().items() if n]
+        lines += [f"  {'total':<10}{units.show(self.total_bytes, 2):>12}"]
+        return "\n".join([*lines, *(f"  note: {text}" for text in self.assumptions)])
+
+    def _repr_html_(self):
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def estimate(
+    spec,
+    quantization="Q4_K_M",
+    n_ctx=4096,
+    cache_type_k="f16",
+    cache_type_v="f16",
+    flash_attn=True,
+    n_batch=2048,
+    n_ubatch=512,
+    n_parallel=1,
+    kv_unified=False,
+    swa_full=False,
+    n_outputs_max=0,
+    repack=False,
+    n_gpu_layers=0,
+):
+    """Memory that a model needs at these settings, in bytes, by the closed form.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    quantization : str, mapping of tensor names to types, or int
+        A name such as "Q4_K_M"; the types of a real file; or the bytes of its tensors when they are known.
+    n_ctx, n_batch, n_ubatch, n_outputs_max : int
+        Tokens, as in llama.cpp.
+    cache_type_k, cache_type_v : str
+        "f16", "q8_0", "q4_0", ...
+    repack : bool or str
+        See `Settings`.
+    n_gpu_layers : int
+        Layers on the GPU; the output matrix counts as one more. -1 means all.
+
+    Returns
+    -------
+    Estimate
+
+    Raises
+    ------
+    ValueError
+        For a shape or setting that cannot be, naming the value.
+
+    Notes
+    -----
+    weights + KV cache + compute + output + overhead. *When it misleads*: memory-mapped weights can be dropped by the
+    system and read again, so "too large" may mean "slow"; a conversation that is shorter than `n_ctx` touches less.
+
+    Source: llama.cpp, checked against its own dry run by `tests/bench_memory.py`.
+
+    Examples
+    --------
+    >>> from helpers import models
+    >>> needs = estimate(models.get("llama-3.1-8b"), "Q4_K_M", n_ctx=8192)
+    >>> needs.kv_bytes == 8192 * 32 * (1024 + 1024) * 2      # tokens x layers x (keys + values) x 2 bytes
+    True
+    """
+    settings = Settings(
+        n_ctx, cache_type_k, cache_type_v, flash_attn, n_batch, n_ubatch, n_parallel, kv_unified, swa_full,
+        n_outputs_max, repack, n_gpu_layers,
+    )  # fmt: skip
+    resolved = settings.resolve(spec)
+    weights, notes = _weights(spec, quantization)
+    if settings.n_gpu_layers:
+        devices = _by_device(spec, quantization, settings, resolved, weights)
+        notes = (*notes, *GPU_NOTES)
+    else:
+        devices = {"cpu": _on_cpu(spec, quantization, settings, resolved, weights)}
+    total = {part: sum(device[part] for device in devices.values()) for part in PARTS}
+    return Estimate(
+        **{f"{part}_bytes": n for part, n in total.items()},
+        source="formula",
+        assumptions=(*notes, *_assumptions(spec, settings)),
+        by_device=devices if settings.n_gpu_layers else {},
+        settings=asdict(settings),
+        name=f"{spec.title or spec.name}, {quantization_name(quantization)}, {resolved.n_ctx:,} tokens",
+        spec=spec,
+        quantization=quantization,
+    )
+
+
+def quantization_name(quantization):
+    """How a quantization is called when it may be a name, a mapping or a number of bytes.
+
+    >>> quantization_name("q4_k_m"), quantization_name(1000)
+    ('Q4_K_M', 'a file')
+    """
+    return quantization.upper() if isinstance(quantization, str) else "a file"
+
+
+def _on_cpu(spec, quantization, settings, resolved, weights):
+    return {
+        "weights": weights,
+        "kv": kv_cache_bytes(spec, settings),
+        "compute": planner.plan(spec, settings, resolved).n_bytes,
+        "output": output_bytes(spec, settings),
+        "overhead": overhead_bytes(spec),
+        "repacked": repacked_bytes(spec, quantization, settings.repack),
+    }
+
+
+def _weights(spec, quantization):
+    if isinstance(quantization, int) and not isinstance(quantization, bool):
+        if quantization <= 0:
+            raise ValueError(f"The weights cannot take {quantization} bytes.")
+        return quantization, ()
+    return weights_bytes(spec, quantization), ()
+
+
+def weights_bytes(spec, quantization):
+    """Bytes of all tensors of a model at a quantization.
+
+    Formula: the sum over tensors of weights / block length x bytes per block.
+    *When it misleads*: the file is larger by its header (vocabulary, a few MB), and publishers may override types.
+
+    >>> from helpers import models
+    >>> norms_and_rotary = 65 * 4096 + 64                    # these stay at 4 bytes each
+    >>> weights_bytes(models.get("llama-3.1-8b"), "F16") == 2 * 8_030_261_312 + 2 * norms_and_rotary
+    True
+    """
+    if isinstance(quantization, Mapping):
+        return _sum_bytes(spec, quantization)
+    return _named_weights_bytes(spec, formats.quantization(quantization).name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _named_weights_bytes(spec, quantization):
+    return _sum_bytes(spec, mixes.tensor_types(spec, quantization))
+
+
+def _sum_bytes(spec, types):
+    return sum(formats.tensor_bytes(types[t.name], t.shape) for t in architectures.tensors(spec))
+
+
+def kv_cache_bytes(spec, settings):
+    """Bytes of the key-value cache, which llama.cpp reserves whole at load.
+
+    Formula, per layer: cells x KV heads x (head size of K x bytes of K + head size of V x bytes of V); a sliding-window
+    layer has fewer cells. Exact for plain attention. Source: llama-kv-cache.cpp.
+
+    >>> from helpers import models
+    >>> kv_cache_bytes(models.get("tinyllama-1.1b"), Settings(n_ctx=2048)) == 2048 * 22 * 4 * (64 + 64) * 2
+    True
+    """
+    resolved = settings.resolve(spec)
+    equal = {}
+    for layer in range(spec.n_layer):
+        equal.setdefault((spec.is_windowed(layer), spec.kv_heads(layer)), []).append(layer)
+    return sum(len(layers) * _kv_layer_bytes(spec, settings, resolved, layers[0]) for layers in equal.values())
+
+
+def _kv_layer_bytes(spec, settings, resolved, layer):
+    cells = resolved.window_cells if spec.is_windowed(layer) else resolved.n_ctx_seq
+    heads = spec.kv_heads(layer)
+    row = formats.row_bytes(settings.cache_type_k, heads * spec.n_embd_head_k)
+    if not settings.flash_attn:  # values are stored transposed, as wide as in the widest layer
+        heads = spec.most_kv_heads
+    row += formats.row_bytes(settings.cache_type_v, heads * spec.n_embd_head_v)
+    return row * cells * resolved.n_stream
+
+
+def compute_stages(spec, settings):
+    """Bytes that each stage of the calculation reaches in the compute buffer, which is as large as the largest.
+
+    The graph is planned for the worst case: `n_ubatch` tokens at once with a full cache. Stages: "inputs", "attention",
+    "feed-forward", "logits" (one number per vocabulary entry and output token). Layers reuse the same room, so their
+    number does not matter.
+
+    *When it misleads*: experts, MLA and recurrent layers are not covered; `Estimate.assumptions` says when.
+    Source: `planner`, which repeats llama.cpp's planning; `tests/bench_memory.py` prints the error per family.
+
+    >>> from helpers import models
+    >>> stages = compute_stages(models.get("llama-3.1-8b"), Settings(n_ctx=8192))
+    >>> stages["logits"] == 4 * 512 * (128_256 + 2 * 4096 + 1)    # vocabulary, two tensors of width 4096, token numbers
+    True
+    """
+    return dict(_plan(spec, settings).stages)
+
+
+def compute_pieces(spec, settings):
+    """What is in the compute buffer at its fullest moment: named tensors and gaps, from its start to its end.
+
+    Their bytes add up to the buffer. A gap is room that earlier tensors left and that was too small for later ones.
+
+    >>> from helpers import models
+    >>> pieces = compute_pieces(models.get("llama-3.1-8b"), Settings(n_ctx=8192))
+    >>> [(piece.name, piece.rows, piece.width) for piece in pieces if piece.name != "gap"]
+    [('input embeddings', 512, 4096), ('residual', 512, 4096), ('logits', 512, 128256)]
+    """
+    return _plan(spec, settings).pieces
+
+
+def _plan(spec, settings):
+    return planner.plan(spec, settings, settings.resolve(spec))
+
+
+def output_bytes(spec, settings):
+    """Bytes of the buffer that hands the logits out: 4 bytes per vocabulary entry and slot.
+
+    >>> from helpers import models
+    >>> output_bytes(models.get("smollm2-135m"), Settings()) == 4 * 49_152
+    True
+    """
+    return 4 * spec.n_vocab * settings.n_parallel
+
+
+def overhead_bytes(spec):
+    """Bytes of the process around the model: Python with llama.cpp, and the vocabulary as a lookup structure.
+
+    Formula: 43 MB + vocabulary x 370 bytes (byte-pair) or 165 bytes (SentencePiece).
+    *When it misleads*: llama.cpp's own programs need no Python; notebooks and browsers come on top.
+    Source: resident memory measured here on two models (17 MB for 49k byte-pair tokens, 43 MB for 262k SentencePiece).
+
+    >>> from helpers import models
+    >>> overhead_bytes(models.get("smollm2-135m"))
+    61186240
+    """
+    return PROCESS_BYTES + VOCABULARY_BYTES_PER_TOKEN[spec.tokenizer] * spec.n_vocab
+
+
+# Extra bytes per block that AMX adds to the packed form (ggml-cpu/amx/mmq.cpp); the row must be whole blocks.
+AMX_EXTRA = {"Q4_0": 0, "Q4_1": 0, "Q8_0": 4, "Q4_K": 4, "Q5_K": 4, "Q6_K": 0, "IQ4_XS": 2, "F16": 0}
+REPACKED = {  # ggml-cpu/repack.cpp, for blocks of eight rows (four on some ARM types)
+    "avx2": frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}),
+    "avx512": frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4", "Q2_K"}),
+    "arm": frozenset({"Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4", "Q8_0"}),
+}
+
+
+def repacked_bytes(spec, quantization, repack):
+    """Bytes of the second copy that a repacking CPU build keeps of many weights (0 for `repack=False`).
+
+    Weights used in matrix products are stored again in the order the processor likes; a tied embedding, which is also
+    read row by row, always stays in its first form too. With memory mapping the first copy are file pages that the
+    system may drop; until then both count.
+
+    Source: llama.cpp `ggml-cpu/repack.cpp`, `ggml-cpu/amx/`; compared with a real load in `tests/test_memory.py`.
+
+    >>> from helpers import models
+    >>> repacked_bytes(models.get("llama-3.1-8b"), "Q4_K_M", False)
+    0
+    """
+    if not repack or isinstance(quantization, int):
+        return 0
+    kind = "avx2" if repack is True else repack
+    types = quantization if isinstance(quantization, Mapping) else mixes.tensor_types(spec, quantization)
+    return sum(_repacked_tensor_bytes(t, types[t.name], kind, spec.tied) for t in architectures.tensors(spec))
+
+
+def _repacked_tensor_bytes(tensor, type_name, kind, tied):
+    if len(tensor.shape) < 2 or (tensor.name == "token_embd.weight" and not tied):
+        return 0
+    width, rows = tensor.shape
+    n_bytes = formats.tensor_bytes(type_name, tensor.shape)
+    if kind == "amx" and type_name in AMX_EXTRA and rows % 32 == 0 and width % 16 == 0:
+        return n_bytes + AMX_EXTRA[type_name] * (width // formats.block_type(type_name).block_length) * rows
+    table = REPACKED["avx512" if kind == "amx" else kind]
+    return n_bytes if type_name in table and rows % 8 == 0 else 0
+
+
+GPU_NOTES = (
+    "The GPU's compute buffer is the CPU's formula; it was never compared with a GPU's.",
+    f"The driver's own share of the card is taken as {units.show(GPU_DRIVER_BYTES, 0)} ({GPU_DRIVER_BAND}).",
+)
+
+
+def _by_device(spec, quantization, settings, resolved, weights):
+    """Parts per device: the last layers go to the GPU, the output matrix counts as one more, the embedding stays."""
+    n_gpu = spec.n_layer + 1 if settings.n_gpu_layers < 0 else min(settings.n_gpu_layers, spec.n_layer + 1)
+    first = max(spec.n_layer + 1 - n_gpu, 0)
+    gpu_weights, copied = _gpu_weights(spec, quantization, first, weights)
+    kv = [_kv_layer_bytes(spec, settings, resolved, layer) for layer in range(spec.n_layer)]
+    compute = planner.plan(spec, settings, resolved).n_bytes
+    host_compute = 4 * resolved.n_tokens * spec.n_embd + 2 * resolved.n_tokens * resolved.n_ctx_seq
+    cpu = {
+        "weights": weights - gpu_weights + copied,
+        "kv": sum(kv[:first]),
+        "compute": compute if first else host_compute,
+        "output": output_bytes(spec, settings),
+        "overhead": overhead_bytes(spec),
+        "repacked": 0,
+    }
+    gpu = {
+        "weights": gpu_weights,
+        "kv": sum(kv[first:]),
+        "compute": compute,
+        "output": 0,
+        "overhead": GPU_DRIVER_BYTES,
+        "repacked": 0,
+    }
+    return {"cpu": cpu, "gpu": gpu}
+
+
+def _gpu_weights(spec, quantization, first, weights):
+    """(bytes on the GPU, bytes of them that the host keeps as well)."""
+    if isinstance(quantization, int):  # only the sum is known: layers are taken as equal
+        return round(weights * (spec.n_layer - first) / spec.n_layer), 0
+    types = quantization if isinstance(quantization, Mapping) else mixes.tensor_types(spec, quantization)
+    on_gpu = copied = 0
+    for tensor in architectures.tensors(spec):
+        n_bytes = formats.tensor_bytes(types[tensor.name], tensor.shape)
+        if tensor.name == "token_embd.weight":
+            if spec.tied and first <= spec.n_layer:  # used again as the output matrix: one copy on each side
+                on_gpu, copied = on_gpu + n_bytes, copied + n_bytes
+        elif not tensor.name.startswith("blk.") or int(tensor.name.split(".")[1]) >= first:
+            on_gpu += n_bytes
+    return on_gpu, copied
+
+
+def _assumptions(spec, settings):
+    if spec.architecture not in architectures.FAMILIES:
+        yield f"The family {spec.architecture!r} is not modelled: cache and compute are counted as plain attention."
+    if settings.n_ctx > spec.n_ctx_train:
+        name = spec.title or spec.name
+        yield f"{name} was trained for {spec.n_ctx_train:,} tokens; beyond that its answers get worse."
+    if spec.tokenizer not in VOCABULARY_BYTES_PER_TOKEN:
+        yield f"Tokenizer {spec.tokenizer!r} is unknown; its memory is counted as byte-pair."
+    if settings.repack is True:
+        yield "Repacking is counted for a laptop processor with AVX2."
+
+
+def arithmetic(spec, quantization, settings):
+    """The formulas with the numbers filled in: a list of (part, text, bytes).
+
+    >>> from helpers import models
+    >>> arithmetic(models.get("tinyllama-1.1b"), "Q8_0", Settings(n_ctx=2048))[1][1]
+    '2,048 cells x 22 layers x 4 KV heads x (64 x 2 B + 64 x 2 B)'
+    """
+    resolved = settings.resolve(spec)
+    return [
+        ("weights", *_weights_text(spec, quantization)),
+        ("kv", _kv_text(spec, settings, resolved), kv_cache_bytes(spec, settings)),
+        ("compute", *_compute_text(spec, settings, resolved)),
+        ("output", f"4 B x {spec.n_vocab:,} vocabulary x {settings.n_parallel} slots", output_bytes(spec, settings)),
+        (
+            "overhead",
+            f"43 MB process + {spec.n_vocab:,} tokens x {VOCABULARY_BYTES_PER_TOKEN[spec.tokenizer]} B",
+            overhead_bytes(spec),
+        ),
+    ]
+
+
+def _weights_text(spec, quantization):
+    n_bytes, _ = _weights(spec, quantization)
+    bits = units.bits_per_weight(n_bytes, spec.n_params)
+    return f"{spec.n_params:,} weights x {bits:.3f} bits / 8 (the mix of tensor types, added up)", n_bytes
+
+
+def _kv_text(spec, settings, resolved):
+    k, v = (formats.block_type(kind) for kind in (settings.cache_type_k, settings.cache_type_v))
+    heads = "/".join(map(str, sorted({spec.kv_heads(layer) for layer in range(spec.n_layer)})))
+    per_token = (
+        f"{heads} KV heads x ({spec.n_embd_head_k} x {k.bytes_per_weight:g} B"
+        f" + {spec.n_embd_head_v} x {v.bytes_per_weight:g} B)"
+    )
+    windowed = sum(spec.is_windowed(layer) for layer in range(spec.n_layer))
+    slots = f" x {resolved.n_stream} slots" if resolved.n_stream > 1 else ""
+    full = f"{resolved.n_ctx_seq:,} cells x {spec.n_layer - windowed} layers"
+    if windowed:
+        return f"({full} + {resolved.window_cells:,} cells x {windowed} windowed layers) x {per_token}{slots}"
+    return f"{full} x {per_token}{slots}"
+
+
+def _compute_text(spec, settings, resolved):
+    plan = planner.plan(spec, settings, resolved)
+    products, small = {}, 0
+    for piece in plan.pieces:
+        if piece.name != "gap" and piece.n_bytes > plan.n_bytes / 500:
+            products.setdefault((piece.number_bytes, piece.rows), []).append(f"{piece.width:,} {piece.name}")
+        elif piece.name != "gap":
+            small += piece.n_bytes
+    terms = [f"{n_bytes} B x {rows} tokens x ({' + '.join(widths)})" for (n_bytes, rows), widths in products.items()]
+    gaps = sum(piece.n_bytes for piece in plan.pieces if piece.name == "gap")
+    rest = [f"{n:,} B {what}" for n, what in ((small, "small inputs"), (gaps, "gaps")) if n]
+    stage = max(plan.stages, key=plan.stages.get)
+    return f"fullest in the {stage} stage: {' + '.join([*terms, *rest])}", plan.n_bytes
