@@ -1,0 +1,167 @@
+"""A child process that may crash without taking the learner's kernel with it.
+
+Native code (llama.cpp) asserts, segfaults and runs out of memory. `engine` and `runner` therefore talk to a
+child over JSON lines: requests on its stdin, messages on its stdout; the last lines of its log are kept.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+
+PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent)
+
+
+class ChildDied(RuntimeError):
+    """The child process ended before it answered; `.how` says how, `.log` holds its last lines."""
+
+    def __init__(self, how, log=""):
+        super().__init__(how)
+        self.how, self.log = how, log
+
+
+def describe_exit(code):
+    """How a process ended, in words.
+
+    >>> describe_exit(-9)
+    'killed by SIGKILL (often the system running out of memory)'
+    """
+    if code is None:
+        return "still running"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = {
+        "SIGKILL": " (often the system running out of memory)",
+        "SIGSEGV": " (a crash inside native code)",
+        "SIGABRT": " (native code stopped itself: a failed check)",
+        "SIGILL": " (the program was built for another processor)",
+    }.get(name, "")
+    return f"killed by {name}{hint}"
+
+
+class Child:
+    """`python -m module` in a process of its own, spoken to in JSON lines."""
+
+    def __init__(self, module, env=None):
+        paths = [PACKAGE_PARENT, os.environ.get("PYTHONPATH", "")]
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C in the notebook must not reach native code
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(env or {})},
+        )
+        self._messages = queue.SimpleQueue()
+        self._log = collections.deque(maxlen=200)
+        threading.Thread(target=_pump, args=(self.process.stdout, self._messages), daemon=True).start()
+        threading.Thread(target=_keep, args=(self.process.stderr, self._log), daemon=True).start()
+        self._finalizer = weakref.finalize(self, _end, self.process)
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    @property
+    def alive(self):
+        return self.process.poll() is None
+
+    def send(self, message):
+        try:
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.flush()
+        except (BrokenPipeError, OSError):
+            raise self._died() from None
+
+    def receive(self, timeout=None):
+        """The next message; `ChildDied` when there will be none, `TimeoutError` after `timeout` seconds."""
+        try:
+            message = self._messages.get(timeout=timeout)
+        except queue.Empty:
+            raise TimeoutError(f"no answer within {timeout} s") from None
+        if message is None:
+            self._messages.put(None)
+            raise self._died()
+        return message
+
+    def log_tail(self):
+        return "".join(self._log)
+
+    def close(self):
+        self._finalizer()
+
+    def _died(self):
+        try:
+            code = self.process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        return ChildDied(describe_exit(code), self.log_tail())
+
+
+def _pump(stream, messages):
+    with contextlib.suppress(ValueError, OSError):
+        for line in stream:
+            messages.put(json.loads(line))
+    messages.put(None)
+
+
+def _keep(stream, lines):
+    with contextlib.suppress(ValueError, OSError):
+        for line in stream:
+            lines.append(line.decode(errors="replace"))
+
+
+def _end(process):
+    process.kill()
+    with contextlib.suppress(Exception):
+        process.wait(timeout=5)
+    for stream in (process.stdin, process.stdout, process.stderr):
+        with contextlib.suppress(Exception):
+            stream.close()
+
+
+class Parent:
+    """The child's side: `requests()` yields what the parent sends, `send` answers.
+
+    A thread reads stdin, so the child ends at once when its parent is gone, even inside a long native call.
+    Whatever native code prints to stdout goes to the log instead of breaking the messages.
+    """
+
+    def __init__(self):
+        self._out = os.fdopen(os.dup(1), "wb")
+        os.dup2(2, 1)
+        self._lock = threading.Lock()
+        self._requests = queue.SimpleQueue()
+        self.cancelled = threading.Event()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self):
+        for line in sys.stdin.buffer:
+            message = json.loads(line)
+            if message.get("do") == "cancel":
+                self.cancelled.set()
+            else:
+                self.cancelled.clear()
+                self._requests.put(message)
+        os._exit(0)
+
+    def requests(self):
+        while True:
+            yield self._requests.get()
+
+    def send(self, message):
+        with self._lock:
+            self._out.write(json.dumps(message).encode() + b"\n")
+            self._out.flush()
