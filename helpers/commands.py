@@ -1,0 +1,99 @@
+"""The same choice elsewhere: the cell of Python, the llama-server command, the Ollama Modelfile. Text only."""
+
+from . import memory
+
+OLLAMA_SERVES = (
+    "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
+    "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
+)  # fmt: skip
+DEFAULTS = memory.Settings()
+
+
+def python_cell(spec, quantization, settings):
+    """A cell that computes this choice again; settings at their default are left out.
+
+    >>> from helpers import models
+    >>> print(python_cell(models.get("qwen3-8b"), "Q4_K_M", memory.Settings(n_ctx=8192)))
+    from helpers import engine, fit, hardware, memory, models
+    spec = models.get("qwen3-8b")
+    needs = memory.estimate(spec, "Q4_K_M", n_ctx=8192)
+    print(fit.verdict(needs, hardware.detect()))
+    print(engine.reserve(spec, "Q4_K_M", n_ctx=8192))
+    """
+    changed = {name: value for name, value in vars(settings).items() if value != getattr(DEFAULTS, name)}
+    arguments = ", ".join([f'"{quantization}"', *(f"{name}={value!r}" for name, value in changed.items())])
+    arguments = arguments.replace("'", '"')
+    return "\n".join(
+        (
+            "from helpers import engine, fit, hardware, memory, models",
+            f'spec = models.get("{spec.name}")',
+            f"needs = memory.estimate(spec, {arguments})",
+            "print(fit.verdict(needs, hardware.detect()))",
+            f"print(engine.reserve(spec, {arguments}))",
+        )
+    )
+
+
+def llama_server(spec, quantization, settings):
+    """The `llama-server` command that runs this choice; put your own file's path in.
+
+    >>> from helpers import models
+    >>> llama_server(models.get("qwen3-8b"), "Q4_K_M", memory.Settings(n_ctx=8192, cache_type_k="q8_0", cache_type_v="q8_0"))
+    'llama-server --model qwen3-8b-Q4_K_M.gguf --ctx-size 8192 --parallel 1 --flash-attn on --cache-type-k q8_0 --cache-type-v q8_0'
+    """
+    options = [
+        ("--model", f"{spec.name}-{quantization}.gguf"),
+        ("--ctx-size", settings.n_ctx),
+        ("--parallel", settings.n_parallel),
+        ("--flash-attn", "on" if settings.flash_attn else "off"),
+    ]
+    for option, name in (
+        ("--cache-type-k", "cache_type_k"),
+        ("--cache-type-v", "cache_type_v"),
+        ("--batch-size", "n_batch"),
+        ("--ubatch-size", "n_ubatch"),
+    ):
+        if getattr(settings, name) != getattr(DEFAULTS, name):
+            options.append((option, getattr(settings, name)))
+    if settings.n_gpu_layers:
+        options.append(("--n-gpu-layers", 999 if settings.n_gpu_layers < 0 else settings.n_gpu_layers))
+    return " ".join(["llama-server", *(f"{option} {value}" for option, value in options)])
+
+
+def ollama_tag(spec, quantization):
+    """The exact Ollama tag of a model at a quantization, or None when Ollama serves none.
+
+    >>> from helpers import models
+    >>> ollama_tag(models.get("llama-3.1-8b"), "Q4_K_M")
+    'llama3.1:8b-instruct-q4_K_M'
+    >>> ollama_tag(models.get("llama-3.1-8b"), "IQ3_XS") is None
+    True
+    """
+    if not spec.ollama_tag or quantization not in (spec.ollama_serves or OLLAMA_SERVES):
+        return None
+    suffix = "fp16" if quantization == "F16" else "q" + quantization[1:]
+    return f"{spec.ollama_tag}-{suffix}"
+
+
+def modelfile(spec, quantization, settings):
+    """The Ollama Modelfile of this choice; the cache type is a setting of the server, so it stands in a comment.
+
+    >>> from helpers import models
+    >>> print(modelfile(models.get("qwen3-8b"), "Q4_K_M", memory.Settings(n_ctx=8192)))
+    FROM qwen3:8b-q4_K_M
+    PARAMETER num_ctx 8192
+    """
+    tag = ollama_tag(spec, quantization)
+    lines = [f"FROM {tag or f'./{spec.name}-{quantization}.gguf'}", f"PARAMETER num_ctx {settings.n_ctx}"]
+    if settings.n_gpu_layers:
+        lines.append(f"PARAMETER num_gpu {999 if settings.n_gpu_layers < 0 else settings.n_gpu_layers}")
+    if settings.n_ubatch != DEFAULTS.n_ubatch:
+        lines.append(f"PARAMETER num_batch {settings.n_ubatch}")
+    server = []
+    if settings.cache_type_k != "f16":
+        server.append(f"OLLAMA_KV_CACHE_TYPE={settings.cache_type_k} OLLAMA_FLASH_ATTENTION=1")
+    if settings.n_parallel > 1:
+        server.append(f"OLLAMA_NUM_PARALLEL={settings.n_parallel}")
+    if server:
+        lines.append(f"# start the server with: {' '.join(server)} ollama serve")
+    return "\n".join(lines)

@@ -1,0 +1,275 @@
+"""Estimate x Machine -> Verdict: does it fit, what binds, and which levers would help how much.
+
+The machine is passed in, so one can ask for a neighbour's laptop as well as for this one.
+"""
+
+import html
+from dataclasses import dataclass, field
+
+from . import formats, memory, models, units
+
+STATUSES = ("fits", "tight", "swaps", "no")
+SIGNS = {"fits": "✓", "tight": "!", "swaps": "~", "no": "✕"}
+SAYS = {
+    "fits": "fits",
+    "tight": "fits, but tight",
+    "swaps": "would run from disk, very slowly",
+    "no": "does not fit",
+}
+# Below this share of the limit, or this many bytes, a browser tab more or less decides.
+TIGHT_SHARE, TIGHT_BYTES = 0.05, 512 * units.MIB
+LADDER = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_XS", "Q2_K")
+CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One change that saves memory: `change` are new settings (or "quantization", "model"); `cost` is its price."""
+
+    name: str
+    change: dict
+    saved_bytes: int
+    cost: str
+    status: str  # the verdict after pulling this lever alone
+
+    def __str__(self):
+        return f"{self.name}: saves {units.show(self.saved_bytes)} ({self.cost}) -> {SAYS[self.status]}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an estimate fits a machine. `status` is "fits", "tight", "swaps" or "no"; bytes are of the binding limit."""
+
+    status: str
+    sentence: str
+    limit: str
+    needed_bytes: int
+    free_bytes: int
+    total_bytes: int
+    reasons: tuple[str, ...] = ()
+    levers: tuple[Lever, ...] = field(default=(), repr=False)
+
+    @property
+    def spare_bytes(self):
+        """Free minus needed, in bytes; negative when it does not fit."""
+        return self.free_bytes - self.needed_bytes
+
+    def __str__(self):
+        lines = [f"{SIGNS[self.status]} {self.sentence}", *(f"  {reason}" for reason in self.reasons)]
+        return "\n".join([*lines, *(f"  lever: {lever}" for lever in self.levers[:3])])
+
+    def _repr_html_(self):
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def verdict(estimate, machine):
+    """Whether `estimate` fits `machine`, the limit that binds, and the levers ranked by the bytes they save here.
+
+    Parameters
+    ----------
+    estimate : memory.Estimate
+    machine : hardware.Machine
+        Only its fields are read; free memory decides, not total memory.
+
+    Returns
+    -------
+    Verdict
+
+    Notes
+    -----
+    "fits": needed <= free; "tight": less than 5 % or 512 MiB of the free memory stays; "swaps": other programs must be
+    pushed out to disk, or weights read from disk again for every token; "no": the parts that cannot be dropped exceed
+    what is free, or everything exceeds what the machine has. *When it misleads*: free memory changes by the minute, and
+    a memory-mapped model that is a little too large runs, slowly.
+
+    >>> from helpers import hardware, models
+    >>> laptop = hardware.Machine.pretend("laptop", ram_available_bytes=5 * units.GIB, ram_total_bytes=8 * units.GIB)
+    >>> verdict(memory.estimate(models.get("smollm2-135m"), "Q4_1"), laptop).status
+    'fits'
+    >>> verdict(memory.estimate(models.get("llama-3.1-8b"), "F16"), laptop).status
+    'no'
+    """
+    judged = judge(estimate, machine)
+    return Verdict(**{**vars(judged), "levers": tuple(levers(estimate, machine))})
+
+
+def judge(estimate, machine):
+    """The verdict without levers (cheap: this is what grids and strips call)."""
+    limits = [_ram(estimate, machine)]
+    if estimate.by_device:
+        limits.append(_vram(estimate, machine))
+    worst = max(limits, key=lambda limit: (STATUSES.index(limit.status), -limit.spare_bytes))
+    reasons = tuple(reason for limit in limits for reason in limit.reasons)
+    return Verdict(**{**vars(worst), "reasons": reasons})
+
+
+def _ram(estimate, machine):
+    parts = estimate.by_device.get("cpu") or estimate.parts()
+    needed = sum(parts.values())
+    if estimate.by_device and machine.unified_memory:  # one memory for both: the GPU's share comes out of it too
+        needed += sum(estimate.by_device["gpu"].values())
+    free, total, swap = machine.ram_available_bytes, machine.ram_total_bytes, machine.swap_free_bytes
+    fixed = needed - parts["weights"]  # file pages may be dropped and read again; the rest may only go to swap
+    if needed <= free:
+        status = "tight" if free - needed < max(TIGHT_BYTES if free > 4 * TIGHT_BYTES else 0, TIGHT_SHARE * free) else "fits"
+    elif fixed > free + swap or needed > total + swap:
+        status = "no"
+    else:
+        status = "swaps"
+    used = max(total - free, 0)
+    reasons = [f"Memory: {units.show(total)} in all, {units.show(used)} used by other programs, {units.show(free)} free."]
+    if status == "swaps":
+        reasons.append(f"Close other programs to free {units.show(needed - free)}, or pull a lever.")
+    return _limit("memory", status, needed, free, total, reasons)
+
+
+def _vram(estimate, machine):
+    needed = sum(estimate.by_device["gpu"].values())
+    gpus = machine.gpus
+    free = sum(gpu.vram_free_bytes for gpu in gpus)
+    total = sum(gpu.vram_total_bytes for gpu in gpus)
+    if machine.unified_memory:
+        free = min(free, machine.ram_available_bytes)
+    if not gpus:
+        return _limit("video memory", "no", needed, 0, 0, ["No GPU was found; set n_gpu_layers to 0."])
+    status = "no" if needed > free else "tight" if free - needed < TIGHT_SHARE * free else "fits"
+    names = ", ".join(gpu.name for gpu in gpus)
+    return _limit("video memory", status, needed, free, total, [f"Video memory of {names}: {units.show(free)} free."])
+
+
+def _limit(name, status, needed, free, total, reasons):
+    where = "" if name == "memory" else " of video memory"
+    difference = units.show(abs(free - needed))
+    if needed <= free:
+        sentence = f"Needs {units.show(needed)} of the {units.show(free)}{where} free: {SAYS[status]}, {difference} spare."
+    else:
+        sentence = f"Needs {units.show(needed)} but only {units.show(free)}{where} is free: {SAYS[status]}, {difference} too much."
+    return Verdict(status, sentence, name, needed, free, total, tuple(reasons))
+
+
+def levers(estimate, machine):
+    """Changes that save memory, largest saving first; each is tried alone and judged on this machine.
+
+    >>> from helpers import hardware, models
+    >>> laptop = hardware.Machine.pretend("laptop", ram_available_bytes=5 * units.GIB)
+    >>> best = levers(memory.estimate(models.get("llama-3.1-8b"), "Q8_0", n_ctx=2048), laptop)[0]
+    >>> best.saved_bytes > 0
+    True
+    """
+    if estimate.spec is None:
+        return []
+    found = (_try(estimate, machine, *candidate) for candidate in _candidates(estimate, machine))
+    useful = [lever for lever in found if lever and lever.saved_bytes > 0]
+    return sorted(useful, key=lambda lever: -lever.saved_bytes)
+
+
+def _candidates(estimate, machine):
+    """(name, change, cost) of everything worth trying."""
+    settings, spec = estimate.settings, estimate.spec
+    if isinstance(estimate.quantization, str):
+        yield from _smaller_quantizations(estimate, machine)
+    n_ctx = settings["n_ctx"] or spec.n_ctx_train
+    shorter = [n for n in CONTEXTS if n < n_ctx]
+    if shorter:
+        best = _first_fitting(estimate, machine, [{"n_ctx": n} for n in reversed(shorter)]) or {"n_ctx": shorter[-1]}
+        yield f"context {best['n_ctx']:,} tokens", best, "forgets the start of a long text sooner"
+    if settings["cache_type_k"] == "f16" and not spec.n_embd_head_k % 32 and not spec.n_embd_head_v % 32:
+        change = {"cache_type_k": "q8_0", "cache_type_v": "q8_0", "flash_attn": True}
+        yield "cache q8_0", change, "hardly measurable in answers"
+    if not settings["flash_attn"]:
+        yield "flash attention on", {"flash_attn": True}, "none: the same results, often faster"
+    if settings["n_ubatch"] > 128:
+        yield "n_ubatch 128", {"n_ubatch": 128}, "reads long prompts more slowly"
+    if settings["n_outputs_max"] == 0:
+        change = {"n_outputs_max": settings["n_parallel"]}
+        yield f"n_outputs {settings['n_parallel']}", change, "none for chat: only the last token's scores are kept"
+    if settings["n_parallel"] > 1:
+        yield "one slot", {"n_parallel": 1}, "one conversation at a time"
+    if settings["n_gpu_layers"] and estimate.by_device and machine.gpus:
+        yield from _fewer_gpu_layers(estimate, machine)
+    yield from _smaller_model(estimate, machine)
+
+
+def _smaller_quantizations(estimate, machine):
+    size = memory.weights_bytes(estimate.spec, estimate.quantization)
+    smaller = [name for name in LADDER if memory.weights_bytes(estimate.spec, name) < 0.98 * size]
+    if smaller:
+        best = _first_fitting(estimate, machine, [{"quantization": name} for name in smaller]) or {"quantization": smaller[0]}
+        name = best["quantization"]
+        yield f"quantization {name}", best, formats.quantization(name).says.split(": ")[-1]
+
+
+def _smaller_model(estimate, machine):
+    spec = estimate.spec
+    quantization = estimate.quantization if isinstance(estimate.quantization, str) else "Q4_K_M"
+    long_enough = min(estimate.settings["n_ctx"] or spec.n_ctx_train, spec.n_ctx_train)
+    smaller = [
+        name
+        for name in reversed(models.names())
+        if models.get(name).n_params < 0.8 * spec.n_params and models.get(name).n_ctx_train >= long_enough
+    ]
+    if smaller:
+        changes = [{"model": name, "quantization": quantization} for name in smaller]
+        best = _first_fitting(estimate, machine, changes) or changes[-1]
+        yield f"model {models.get(best['model']).title}", best, "knows and reasons less"
+
+
+def _fewer_gpu_layers(estimate, machine):
+    most = estimate.spec.n_layer + 1 if estimate.settings["n_gpu_layers"] < 0 else estimate.settings["n_gpu_layers"]
+    changes = [{"n_gpu_layers": n} for n in range(most - 1, -1, -1)]
+    best = _first_fitting(estimate, machine, changes)
+    if best:
+        yield f"{best['n_gpu_layers']} layers on the GPU", best, "the other layers run on the processor, more slowly"
+
+
+def _first_fitting(estimate, machine, changes):
+    for change in changes:
+        changed = apply(estimate, change)
+        if changed is not None and judge(changed, machine).status in ("fits", "tight"):
+            return change
+    return None
+
+
+def _try(estimate, machine, name, change, cost):
+    changed = apply(estimate, change)
+    if changed is None:
+        return None
+    before, after = judge(estimate, machine), judge(changed, machine)
+    saved = estimate.total_bytes - changed.total_bytes
+    if before.limit == "video memory" and after.limit == before.limit:
+        saved = before.needed_bytes - after.needed_bytes
+    return Lever(name, change, saved, cost, after.status)
+
+
+def apply(estimate, change):
+    """A new `Estimate` with a lever's change, or None where the change is impossible for this model."""
+    change = dict(change)
+    spec = models.get(change.pop("model")) if "model" in change else estimate.spec
+    quantization = change.pop("quantization", estimate.quantization)
+    try:
+        return memory.estimate(spec, quantization, **{**estimate.settings, **change})
+    except ValueError:
+        return None
+
+
+def ladder(spec, machine, quantizations=LADDER, **settings):
+    """One `(quantization, Estimate, Verdict)` per quantization of a model: the strip of choices.
+
+    >>> from helpers import hardware, models
+    >>> laptop = hardware.Machine.pretend("laptop", ram_available_bytes=6 * units.GIB)
+    >>> [row[2].status for row in ladder(models.get("qwen3-1.7b"), laptop, ("F16", "Q4_K_M"))]
+    ['fits', 'fits']
+    """
+    rows = ((name, memory.estimate(spec, name, **settings)) for name in quantizations)
+    return [(name, needs, judge(needs, machine)) for name, needs in rows]
+
+
+def rule_of_thumb_bytes(estimate):
+    """The folklore's answer in bytes: file x 1.2, blind to context, cache and vocabulary.
+
+    >>> from helpers import models
+    >>> needs = memory.estimate(models.get("smollm2-135m"), "Q4_1")
+    >>> rule_of_thumb_bytes(needs) == round(1.2 * needs.weights_bytes)
+    True
+    """
+    return round(1.2 * estimate.weights_bytes)

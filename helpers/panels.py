@@ -1,0 +1,439 @@
+"""The interactive panels: ipywidgets wiring, no arithmetic. Each returns a widget and never displays on import.
+
+Callbacks may run in other threads than the cell, so each panel has one lock; an exception in a callback would be
+invisible, so it is shown where the result would be.
+"""
+
+import functools
+import threading
+import time
+
+from . import commands, engine, figures, fit, hardware, memory, models, units
+from .need import need
+
+CONTEXTS = (512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152, 65536, 98304, 131072)
+QUANTIZATIONS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "IQ4_XS",
+                 "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_XS", "Q2_K", "IQ2_M")  # fmt: skip
+N_LEVERS = 3
+VIEWS = ("Numbers", "Arithmetic", "Code and commands")
+
+
+def fit_panel(machine=None, model="llama-3.1-8b", quantization="Q4_K_M", n_ctx=8192, ask_engine=True):
+    """Sliders that answer "will it fit on this computer?" (an `ipywidgets.VBox`).
+
+    Parameters
+    ----------
+    machine : hardware.Machine, optional
+        The computer to judge by; found out when left out. "another computer" in the panel asks about any other.
+    model, quantization, n_ctx
+        Where to start.
+    ask_engine : bool
+        Also ask llama.cpp itself when it is installed.
+
+    *When it misleads*: free memory is read when the panel is made and when you press "look again".
+    """
+    return _FitPanel(machine or hardware.detect(), model, quantization, n_ctx, ask_engine).box
+
+
+def fit_view(choice, machine, asked=None, note=""):
+    """Everything that `fit_panel` shows for one choice, as pure data: the panel only puts it on the screen.
+
+    `choice` has "model", "quantization" and any of `memory.Settings`; `asked` is the engine's Estimate or None.
+    """
+    spec = models.get(choice["model"])
+    settings = memory.Settings(**{name: value for name, value in choice.items() if name not in ("model", "quantization")})
+    needs = memory.estimate(spec, choice["quantization"], **vars(settings))
+    verdict = fit.verdict(needs, machine)
+    rows = fit.ladder(spec, machine, **vars(settings))
+    result = figures.page(
+        figures.sentence_html(verdict),
+        figures.memory_bar_svg(needs, verdict),
+        figures.ladder_html(rows, choice["quantization"]),
+    )
+    pieces = (
+        ("In Python", commands.python_cell(spec, choice["quantization"], settings)),
+        ("llama.cpp", commands.llama_server(spec, choice["quantization"], settings)),
+        ("Ollama Modelfile", commands.modelfile(spec, choice["quantization"], settings)),
+    )
+    numbers = figures.parts_table_html(needs, asked, note, rule_bytes=fit.rule_of_thumb_bytes(needs))
+    return {
+        "estimate": needs,
+        "verdict": verdict,
+        "result": result,
+        "Numbers": figures.page(numbers, figures.reasons_html(verdict, needs)),
+        "Arithmetic": figures.page(figures.arithmetic_html(spec, choice["quantization"], settings)),
+        "Code and commands": figures.page(figures.code_html(pieces)),
+    }
+
+
+def _shown(method):
+    """Run a callback under the panel's lock; an error becomes a sentence in the panel."""
+
+    @functools.wraps(method)
+    def run(self, *args):
+        with self.lock:
+            try:
+                return method(self, *args)
+            except Exception as error:
+                self.result.value = figures.error_html(error)
+
+    return run
+
+
+class _FitPanel:
+    def __init__(self, machine, model, quantization, n_ctx, ask_engine):
+        self.w = need("ipywidgets", "show the panel")
+        self.lock = threading.RLock()
+        self.here = machine
+        self.ask_engine = ask_engine and engine.available()
+        self.engine_warm = False
+        self.quiet = False
+        self.past = []
+        self._make_choice(model, quantization, n_ctx)
+        self._make_machine(machine)
+        self._make_result()
+        self.box = self._assemble()
+        self.last = self._choice()
+        self._refresh()
+        self._observe()
+        if self.ask_engine:
+            threading.Thread(target=self._warm, daemon=True).start()
+
+    # widgets
+
+    def _make_choice(self, model, quantization, n_ctx):
+        w, wide = self.w, {"description_width": "92px"}
+        self.model = w.Combobox(
+            value=model, options=models.names(), description="Model", continuous_update=False, style=wide,
+            layout={"width": "300px"}, tooltip="Type to search; empty the field to see all",
+        )  # fmt: skip
+        self.quantization = w.Dropdown(
+            value=quantization, options=QUANTIZATIONS, description="Quantization", style=wide, layout={"width": "220px"}
+        )
+        self.context = w.SelectionSlider(
+            value=min(CONTEXTS, key=lambda n: abs(n - n_ctx)), options=[(f"{n:,}", n) for n in CONTEXTS],
+            description="Context", readout=False, style=wide, layout={"width": "400px"},
+        )  # fmt: skip
+        self.n_ctx = w.BoundedIntText(
+            value=n_ctx, min=256, max=1_048_576, step=256, description="tokens", style={"description_width": "50px"},
+            layout={"width": "160px"},
+        )  # fmt: skip
+        self.cache = w.Dropdown(value="f16", options=("f16", "q8_0", "q4_0"), description="Cache type", style=wide,
+                                layout={"width": "180px"})  # fmt: skip
+        self.flash = w.Checkbox(value=True, description="flash attention", indent=False, layout={"width": "130px"})
+        self.last_only = w.Checkbox(value=False, description="last token's scores only", indent=False,
+                                    layout={"width": "185px"})  # fmt: skip
+        self.slots = w.BoundedIntText(value=1, min=1, max=64, description="Slots", style={"description_width": "40px"},
+                                      layout={"width": "100px"})  # fmt: skip
+        self.ubatch = w.Dropdown(value=512, options=(64, 128, 256, 512, 1024, 2048), description="Micro-batch",
+                                 style={"description_width": "80px"}, layout={"width": "170px"})  # fmt: skip
+        self.repack = w.Checkbox(value=False, description="repacking CPU build", indent=False, layout={"width": "160px"})
+        self.gpu_layers = w.BoundedIntText(value=0, min=0, max=200, description="GPU layers",
+                                           style={"description_width": "75px"}, layout={"width": "150px"})  # fmt: skip
+
+    def _make_machine(self, machine):
+        w = self.w
+        self.which = w.ToggleButtons(
+            options=(("this computer", "here"), ("another computer", "other")), value="here",
+            style={"button_width": "150px"},
+        )  # fmt: skip
+        gib = {"min": 0.5, "max": 512.0, "step": 0.5}
+        short = {"description_width": "92px"}
+        self.ram_slider = w.FloatSlider(value=8.0, min=1, max=128, step=0.5, description="Free RAM", readout=False,
+                                        style=short, layout={"width": "300px"})  # fmt: skip
+        self.ram = w.BoundedFloatText(value=8.0, description="GiB RAM", **gib, layout={"width": "150px"},
+                                      style={"description_width": "60px"})  # fmt: skip
+        self.vram_slider = w.FloatSlider(value=0.0, min=0, max=96, step=0.5, description="Free VRAM", readout=False,
+                                         style={"description_width": "75px"}, layout={"width": "240px"})  # fmt: skip
+        self.vram = w.BoundedFloatText(value=0.0, min=0, max=512, step=0.5, description="GiB VRAM",
+                                       layout={"width": "150px"}, style={"description_width": "65px"})  # fmt: skip
+        self.again = w.Button(description="look again", tooltip="Read this computer's free memory again",
+                              layout={"width": "100px"})  # fmt: skip
+
+    def _make_result(self):
+        w = self.w
+        self.result = w.HTML(layout={"min_height": "212px", "width": "100%"})
+        self.levers = [w.Button(layout={"width": "auto", "max_width": "320px"}) for _ in range(N_LEVERS)]
+        self.undo = w.Button(description="undo", disabled=True, tooltip="Take the last change back", layout={"width": "80px"})
+        self.view = w.ToggleButtons(options=VIEWS, value=VIEWS[0], style={"button_width": "170px"})
+        self.details = w.HTML(layout={"height": "236px", "overflow": "auto", "width": "100%"})
+
+    def _assemble(self):
+        w, row = self.w, {"flex_flow": "row wrap", "align_items": "center"}
+        self.other_row = w.HBox([self.ram_slider, self.ram, self.vram_slider, self.vram], layout=row)
+        lever_row = w.HBox([w.HTML("<b>Save memory:</b>"), *self.levers], layout=row)
+        machine_row = w.HBox([w.HTML("<b>Judge by:</b>"), self.which, self.again, self.undo], layout=row)
+        box = w.VBox(
+            [
+                w.HBox([self.model, self.quantization, self.cache], layout=row),
+                w.HBox([self.context, self.n_ctx, self.slots], layout=row),
+                w.HBox([self.ubatch, self.flash, self.last_only, self.repack, self.gpu_layers], layout=row),
+                machine_row,
+                self.other_row,
+                self.result,
+                lever_row,
+                self.view,
+                self.details,
+            ],
+            layout={"width": "100%"},
+        )
+        box.add_class("kit-app")
+        return box
+
+    # state
+
+    def _choice(self):
+        slots = self.slots.value
+        return {
+            "model": self.model.value,
+            "quantization": self.quantization.value,
+            "n_ctx": self.n_ctx.value,
+            "cache_type_k": self.cache.value,
+            "cache_type_v": self.cache.value if self.flash.value else "f16",
+            "flash_attn": self.flash.value,
+            "n_parallel": slots,
+            "n_ubatch": self.ubatch.value,
+            "n_outputs_max": slots if self.last_only.value else 0,
+            "repack": (self.machine.repack or "avx2") if self.repack.value else False,
+            "n_gpu_layers": self.gpu_layers.value if self.machine.gpus else 0,
+        }
+
+    @property
+    def machine(self):
+        if self.which.value == "here":
+            return self.here
+        return hardware.Machine.pretend(
+            "another computer", units.from_gib(self.ram.value), vram_bytes=units.from_gib(self.vram.value)
+        )
+
+    def _set(self, choice):
+        """Put a choice into the widgets without a redraw for each of them."""
+        self.quiet = True
+        try:
+            self.model.value = choice["model"]
+            self.quantization.value = choice["quantization"]
+            self.n_ctx.value = choice["n_ctx"]
+            self._move_slider()
+            self.cache.value = choice["cache_type_k"]
+            self.flash.value = choice["flash_attn"]
+            self.slots.value = choice["n_parallel"]
+            self.ubatch.value = choice["n_ubatch"]
+            self.last_only.value = choice["n_outputs_max"] > 0
+            self.gpu_layers.value = max(choice["n_gpu_layers"], 0)
+        finally:
+            self.quiet = False
+
+    # wiring
+
+    def _observe(self):
+        self.context.observe(self._slider_moved, "value")
+        self.n_ctx.observe(self._typed_context, "value")
+        self.w.jslink((self.ram_slider, "value"), (self.ram, "value"))
+        self.w.jslink((self.vram_slider, "value"), (self.vram, "value"))
+        inputs = (self.model, self.quantization, self.cache, self.flash, self.last_only, self.slots, self.ubatch,
+                  self.repack, self.gpu_layers, self.which, self.ram, self.vram)  # fmt: skip
+        for widget in inputs:
+            widget.observe(self._changed, "value")
+        self.view.observe(self._view_changed, "value")
+        for index, button in enumerate(self.levers):
+            button.on_click(functools.partial(self._pull, index))
+        self.undo.on_click(self._undo)
+        self.again.on_click(self._look_again)
+
+    @_shown
+    def _slider_moved(self, change):
+        if not self.quiet and self.n_ctx.value != change["new"]:
+            self.n_ctx.value = change["new"]
+
+    @_shown
+    def _typed_context(self, _):
+        if not self.quiet:
+            self._move_slider()
+            self._remember_and_refresh()
+
+    def _move_slider(self):
+        quiet, self.quiet = self.quiet, True
+        self.context.value = min(CONTEXTS, key=lambda n: abs(n - self.n_ctx.value))
+        self.quiet = quiet
+
+    @_shown
+    def _changed(self, _):
+        if not self.quiet:
+            self._remember_and_refresh()
+
+    def _remember_and_refresh(self):
+        self._refresh()  # raises for an unknown model, so that only what worked is remembered
+        choice = self._choice()
+        if choice != self.last:
+            self.past.append(self.last)
+            self.last = choice
+            self.undo.disabled = False
+
+    @_shown
+    def _view_changed(self, _):
+        self.details.value = self.shown[self.view.value]
+
+    @_shown
+    def _pull(self, index, _):
+        change = self.shown["verdict"].levers[index].change
+        self._set({**self._choice(), **change})
+        self._remember_and_refresh()
+
+    @_shown
+    def _undo(self, _):
+        if self.past:
+            self.last = self.past.pop()
+            self._set(self.last)
+            self.undo.disabled = not self.past
+            self._refresh()
+
+    @_shown
+    def _look_again(self, _):
+        self.here = hardware.detect()
+        self._refresh()
+
+    # showing
+
+    def _refresh(self):
+        choice, machine = self._choice(), self.machine
+        asked, note = self._asked(choice)
+        self.shown = fit_view(choice, machine, asked, note)
+        self.result.value = self.shown["result"]
+        self.details.value = self.shown[self.view.value]
+        self.other_row.layout.display = None if self.which.value == "other" else "none"
+        self.gpu_layers.layout.display = None if machine.gpus else "none"
+        self._show_levers(self.shown["verdict"].levers)
+
+    def _show_levers(self, levers):
+        for button, lever in zip(self.levers, [*levers, *[None] * N_LEVERS], strict=False):
+            with button.hold_sync():
+                button.layout.visibility = "visible" if lever else "hidden"
+                if lever:
+                    button.description = f"{lever.name}: -{units.show(lever.saved_bytes)} {fit.SIGNS[lever.status]}"
+                    button.tooltip = str(lever)
+
+    def _asked(self, choice):
+        """(the engine's Estimate or None, a sentence about it)."""
+        if not self.ask_engine:
+            return None, "llama-cpp-python is not installed, so the engine cannot be asked; the formula stands alone."
+        if not self.engine_warm:
+            return None, "Starting the engine ..."
+        settings = {name: value for name, value in choice.items() if name not in ("model", "quantization")}
+        try:
+            asked = engine.reserve(models.get(choice["model"]), choice["quantization"], **settings)
+        except (engine.EngineError, ImportError) as error:
+            return None, str(error)
+        return asked, "Engine: llama.cpp's own dry run of exactly this choice, without weights."
+
+    def _warm(self):
+        with self.lock:
+            choice = self._choice()
+        try:
+            engine.tensor_types(models.get(choice["model"]), choice["quantization"])
+        except Exception:  # the refresh below asks again and shows what is wrong
+            pass
+        self._engine_ready()
+
+    @_shown
+    def _engine_ready(self):
+        self.engine_warm = True
+        self._refresh()
+
+
+def ask_panel(model, question="Why is the sky blue?", system="", temperature=0.7, max_tokens=128):
+    """Talk to a loaded model: question, system prompt, temperature, top-p, length; the answer streams (an `ipywidgets.VBox`).
+
+    Parameters
+    ----------
+    model : runner.Model
+        From `runner.load`.
+    question, system, temperature, max_tokens
+        Where to start.
+    """
+    return _AskPanel(model, question, system, temperature, max_tokens).box
+
+
+class _AskPanel:
+    def __init__(self, model, question, system, temperature, max_tokens):
+        self.w = need("ipywidgets", "show the panel")
+        self.model = model
+        self.lock = threading.RLock()
+        self.worker = None
+        w, label = self.w, {"description_width": "110px"}
+        self.question = w.Textarea(value=question, description="Question", rows=2, style=label, layout={"width": "98%"})
+        self.system = w.Text(value=system, description="System prompt", style=label, layout={"width": "98%"},
+                             placeholder="standing instructions, may stay empty")  # fmt: skip
+        self.temperature, temperature_row = self._slider("Temperature", temperature, 2.0)
+        self.top_p, top_p_row = self._slider("Top-p", 0.95, 1.0)
+        self.max_tokens = w.BoundedIntText(value=max_tokens, min=1, max=4096, description="Max tokens", style=label,
+                                           layout={"width": "200px"})  # fmt: skip
+        self.ask = w.Button(description="Ask", button_style="primary", tooltip="Send the question")
+        self.stop = w.Button(description="Stop", disabled=True, tooltip="End the answer here")
+        self.result = w.HTML(layout={"min_height": "120px", "width": "100%"})
+        self.prompt = w.HTML(layout={"width": "100%"})
+        self.ask.on_click(self._ask)
+        self.stop.on_click(lambda _: self.model.cancel())
+        self.box = w.VBox(
+            [
+                self.question,
+                self.system,
+                w.HBox([*temperature_row, *top_p_row], layout={"flex_flow": "row wrap"}),
+                w.HBox([self.max_tokens, self.ask, self.stop], layout={"align_items": "center"}),
+                self.result,
+                self.prompt,
+            ]
+        )
+        self.box.add_class("kit-app")
+        self.box.add_class("kit-ask")
+
+    def _slider(self, name, value, most):
+        """A slider and the labelled field that says and takes its number (sliders have no accessible name)."""
+        w = self.w
+        slider = w.FloatSlider(value=value, min=0, max=most, step=0.05, description=name, readout=False,
+                               style={"description_width": "110px"}, layout={"width": "290px"})  # fmt: skip
+        field = w.BoundedFloatText(value=value, min=0, max=most, step=0.05, description=f"{name} value",
+                                   style={"description_width": "120px"}, layout={"width": "210px"})  # fmt: skip
+        w.link((slider, "value"), (field, "value"))
+        return field, (slider, field)
+
+    @_shown
+    def _ask(self, _):
+        if self.worker is not None and self.worker.is_alive():
+            return
+        self.ask.disabled, self.stop.disabled = True, False
+        self.result.value = figures.answer_html("", "reading the question ...")
+        self.worker = threading.Thread(target=self._answer, daemon=True)
+        self.worker.start()
+
+    def _answer(self):
+        pieces = _Pieces(self.result)
+        try:
+            answer = self.model.ask(
+                self.question.value,
+                system=self.system.value or None,
+                temperature=self.temperature.value,
+                top_p=self.top_p.value,
+                max_tokens=self.max_tokens.value,
+                stream=pieces,
+            )
+            self.result.value = figures.answer_html(answer.text, answer.measured())
+            self.prompt.value = figures.page(figures.code_html([("What the model was really given", answer.prompt)]))
+        except Exception as error:  # a dead model, a question too long: its sentence belongs on the screen
+            self.result.value = figures.error_html(error)
+        finally:
+            self.ask.disabled, self.stop.disabled = False, True
+
+
+class _Pieces:
+    """Collects streamed pieces and repaints at most 20 times a second, so that a fast model does not flood the page."""
+
+    def __init__(self, screen, every_s=0.05):
+        self.screen, self.every_s = screen, every_s
+        self.text, self.painted = "", 0.0
+
+    def __call__(self, piece):
+        self.text += piece
+        now = time.monotonic()
+        if now - self.painted >= self.every_s:
+            self.screen.value = figures.answer_html(self.text, "answering ...")
+            self.painted = now
