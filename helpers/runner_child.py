@@ -1,0 +1,315 @@
+"""The runner's child process: one loaded model and the loop that produces tokens. Run by `runner`, not by people.
+
+Every request carries an id, and so does every message about it; the last one has a field `done` or `error`.
+"""
+
+import codecs
+import contextlib
+import ctypes
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from .child import Parent
+
+DEBUG, ERROR, CONTINUED = 1, 4, 5  # levels of llama.cpp's log
+PROGRESS_EVERY_S = 0.1
+
+
+class Refused(Exception):
+    """Something that cannot be done with this file or this text; `kind` tells the parent which error to raise."""
+
+    def __init__(self, kind, text):
+        super().__init__(text)
+        self.kind = kind
+
+
+class Log:
+    """llama.cpp's own words: copied to stderr, where the parent keeps the last lines, and kept while loading."""
+
+    def __init__(self, lib):
+        self.text, self.errors, self._level = [], [], 0
+        self._callback = lib.llama_log_callback(self._keep)
+        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _keep(self, level, text, _):
+        self._level = self._level if level == CONTINUED else level
+        if self._level <= DEBUG:
+            return
+        text = text.decode(errors="replace")
+        sys.stderr.write(text)
+        self.text.append(text)
+        if self._level == ERROR:
+            self.errors.append(text)
+
+    def take(self):
+        """(everything, the errors) since the last call."""
+        text, errors = "".join(self.text), "".join(self.errors)
+        self.text.clear()
+        self.errors.clear()
+        return text, errors
+
+
+class Model:
+    """One model in llama.cpp, by its C interface: the loop below costs less than the package's own."""
+
+    def __init__(self, parent, request):
+        import llama_cpp
+
+        self.lib, self.parent, self.request = llama_cpp, parent, request
+        self.log = Log(llama_cpp)
+        llama_cpp.llama_backend_init()
+        start = time.perf_counter()
+        self.model = llama_cpp.llama_model_load_from_file(request["path"].encode(), self._model_params(request))
+        if not self.model:
+            raise Refused("load", self.log.take()[1] or "no reason given")
+        self.context = llama_cpp.llama_init_from_model(self.model, self._context_params(request))
+        if not self.context:
+            raise Refused("load", self.log.take()[1] or "it could not reserve the memory for the context")
+        self.load_seconds = time.perf_counter() - start
+        self.vocab = llama_cpp.llama_model_get_vocab(self.model)
+        self.memory = llama_cpp.llama_get_memory(self.context)
+        self.n_ctx = llama_cpp.llama_n_ctx(self.context)
+        self.n_batch = min(request["n_batch"], self.n_ctx)
+        self.notes = []
+        self.formatter = self._formatter()
+        if llama_cpp.llama_model_has_encoder(self.model) or not self.memory:
+            raise Refused("load", "it is not a model that continues text (an encoder, or an embedding model)")
+
+    def _model_params(self, request):
+        params = self.lib.llama_model_default_params()
+        params.n_gpu_layers = request["n_gpu_layers"]
+        # A second, rearranged copy of the weights: faster prompts for twice the memory; on CPUs with AMX it crashes.
+        params.use_extra_bufts = request["repack"]
+        params.load_mode = self.lib.LLAMA_LOAD_MODE_MMAP if request["use_mmap"] else self.lib.LLAMA_LOAD_MODE_NONE
+        self._progress = self.lib.llama_progress_callback(self._tell_progress)
+        self._told = time.perf_counter()
+        params.progress_callback = self._progress
+        return params
+
+    def _tell_progress(self, fraction, _):
+        now = time.perf_counter()
+        if now - self._told > PROGRESS_EVERY_S:
+            self._told = now
+            self.parent.send({"id": self.request["id"], "progress": fraction})
+        return True
+
+    def _context_params(self, request):
+        params = self.lib.llama_context_default_params()
+        for name in ("n_ctx", "n_batch", "n_ubatch"):
+            setattr(params, name, request[name])
+        params.n_outputs_max = 1  # one row of scores, not one per token of the prompt: the loop needs the last only
+        params.swa_full = False
+        params.n_threads = params.n_threads_batch = request["n_threads"]
+        params.flash_attn_type = int(request["flash_attn"])
+        params.type_k = getattr(self.lib, f"GGML_TYPE_{request['cache_type_k'].upper()}")
+        params.type_v = getattr(self.lib, f"GGML_TYPE_{request['cache_type_v'].upper()}")
+        return params
+
+    def _formatter(self):
+        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+        template = self.lib.llama_model_chat_template(self.model, None)
+        if not template:
+            self.notes.append("This model has no chat template: it gets your words as they are, and continues them.")
+            return None
+        try:
+            return Jinja2ChatFormatter(
+                template.decode(), eos_token=self._special("eos"), bos_token=self._special("bos")
+            )
+        except Exception as error:  # a template is a program in the model's file: it may contain anything
+            self.notes.append(
+                f"This model's chat template could not be read ({error}): it gets your words as they are."
+            )
+            return None
+
+    def _special(self, name):
+        token = getattr(self.lib, f"llama_vocab_{name}")(self.vocab)
+        return "" if token < 0 else self.lib.llama_vocab_get_text(self.vocab, token).decode(errors="replace")
+
+    def facts(self):
+        lib = self.lib
+        return {
+            "log": self.log.take()[0],
+            "load_seconds": self.load_seconds,
+            "n_vocab": lib.llama_vocab_n_tokens(self.vocab),
+            "n_ctx": self.n_ctx,
+            "n_ctx_train": lib.llama_model_n_ctx_train(self.model),
+            "n_params": lib.llama_model_n_params(self.model),
+            "weights_bytes": lib.llama_model_size(self.model),
+            "has_template": self.formatter is not None,
+            "notes": self.notes,
+            "engine": lib.llama_print_system_info().decode(errors="replace").strip(),
+        }
+
+    def render(self, messages):
+        """The text that the model really gets."""
+        if self.formatter is None:
+            return "\n\n".join(message["content"] for message in messages)
+        try:
+            return self.formatter(messages=messages).prompt
+        except Exception as error:
+            raise Refused("template", str(error)) from error
+
+    def tokens(self, text):
+        """Token ids; the model's start token is added unless the text begins with it already."""
+        start = self._special("bos")
+        add_special = not (start and text.startswith(start))
+        data = text.encode()
+        room = len(data) + 8
+        ids = (ctypes.c_int32 * room)()
+        n = self.lib.llama_tokenize(self.vocab, data, len(data), ids, room, add_special, True)
+        if n < 0:
+            raise Refused("value", f"the text could not be split into tokens (llama.cpp answered {n})")
+        return ids[:n]
+
+    def piece(self, token, special=False, buffer=ctypes.create_string_buffer(256)):  # noqa: B008 (one buffer for all)
+        n = self.lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
+        if n < 0:  # a token longer than 256 bytes
+            return self.piece(token, special, ctypes.create_string_buffer(-n))
+        return buffer.raw[:n]
+
+    def tokenize(self, text):
+        return [(token, self.piece(token, special=True).decode(errors="replace")) for token in self.tokens(text)]
+
+    def answer(self, request):
+        text = request["text"] if "text" in request else self.render(request["messages"])
+        tokens = self.tokens(text)
+        if not tokens:
+            raise Refused("value", "the prompt is empty: give the model at least one word to go on from")
+        if len(tokens) >= self.n_ctx:
+            raise Refused(
+                "value",
+                f"the prompt has {len(tokens)} tokens, and the context holds {self.n_ctx}, the answer included. "
+                "Shorten it, or load the model with a larger n_ctx",
+            )
+        sampler = self._sampler(request)
+        try:
+            counts = self._generate(request, tokens, sampler)
+        finally:
+            self.lib.llama_sampler_free(sampler)
+        return {"prompt": text, "prompt_tokens": len(tokens), "notes": self.notes, **counts}
+
+    def _sampler(self, request):
+        lib = self.lib
+        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        if request["temperature"] == 0:
+            steps = [lib.llama_sampler_init_greedy()]
+        else:
+            steps = [
+                lib.llama_sampler_init_top_k(request["top_k"]),
+                lib.llama_sampler_init_top_p(request["top_p"], 1),
+                lib.llama_sampler_init_temp(request["temperature"]),
+                lib.llama_sampler_init_dist(request["seed"]),
+            ]
+        for step in steps:
+            lib.llama_sampler_chain_add(chain, step)
+        return chain
+
+    def _generate(self, request, tokens, sampler):
+        """Read the prompt, then one token after the other; text goes to the parent as it comes."""
+        lib, context, send, cancelled = self.lib, self.context, self.parent.send, self.parent.cancelled.is_set
+        decode, sample, is_end = lib.llama_decode, lib.llama_sampler_sample, lib.llama_vocab_is_eog
+        request_id, most = request["id"], min(request["max_tokens"], self.n_ctx - len(tokens))
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a letter may span two tokens
+        pieces, n, why = [], 0, "cancelled"
+        start = time.perf_counter()
+        first = last = None
+        if self._read_prompt(tokens):
+            token = (ctypes.c_int32 * 1)()
+            batch = lib.llama_batch_get_one(token, 1)
+            while True:
+                token[0] = sample(sampler, context, -1)
+                last = time.perf_counter()
+                first = first or last
+                if is_end(self.vocab, token[0]):
+                    why = "stop"
+                    break
+                n += 1
+                text = decoder.decode(self.piece(token[0]))
+                if text:
+                    pieces.append(text)
+                    send({"id": request_id, "piece": text})
+                if n == most:
+                    why = "length" if n == request["max_tokens"] else "context"
+                    break
+                if cancelled():
+                    break
+                if status := decode(context, batch):
+                    raise RuntimeError(f"llama_decode answered {status}")
+        if rest := decoder.decode(b"", final=True):
+            pieces.append(rest)
+            send({"id": request_id, "piece": rest})
+        return {
+            "text": "".join(pieces),
+            "answer_tokens": n,
+            "prompt_seconds": first - start if first else 0.0,
+            "answer_seconds": last - first if first else 0.0,
+            "steps": n - (why != "stop"),  # the step that found the end took its time as well
+            "finish_reason": why,
+            "seed": request["seed"],
+        }
+
+    def _read_prompt(self, tokens):
+        """Feed the prompt to an empty memory; False when it was cancelled."""
+        lib = self.lib
+        lib.llama_memory_clear(self.memory, False)  # True would write zeros over the whole cache
+        # Asked at every step of the computation: right for a prompt that takes minutes, too dear for single tokens.
+        stop = lib.ggml_abort_callback(lambda _: self.parent.cancelled.is_set())
+        lib.llama_set_abort_callback(self.context, stop, None)
+        try:
+            for i in range(0, len(tokens), self.n_batch):
+                some = tokens[i : i + self.n_batch]
+                ids = (ctypes.c_int32 * len(some))(*some)  # a name keeps it alive: the batch holds a bare pointer to it
+                status = lib.llama_decode(self.context, lib.llama_batch_get_one(ids, len(some)))
+                if status == 2 or self.parent.cancelled.is_set():
+                    return False
+                if status:
+                    raise RuntimeError(f"llama_decode answered {status} while reading the prompt")
+            return True
+        finally:
+            lib.llama_set_abort_callback(self.context, lib.ggml_abort_callback(), None)
+
+
+def offer_to_die_first():
+    """Tell Linux to end this process, not the learner's notebook, when memory runs out."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("900")
+
+
+def handle(model, parent, request):
+    """(the model, the answer to the request)."""
+    do = request["do"]
+    if do == "load":
+        model = Model(parent, request)
+        return model, model.facts()
+    if do == "prompt":
+        return model, {"prompt": model.render(request["messages"])}
+    if do == "tokenize":
+        return model, {"tokens": model.tokenize(request["text"])}
+    request["seed"] = random.randrange(2**32) if request["seed"] is None else request["seed"]
+    return model, model.answer(request)
+
+
+def serve():
+    parent = Parent()
+    sys.stdout = sys.stderr
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Windows Ctrl-C reaches every process of the console
+    offer_to_die_first()
+    model = None
+    for request in parent.requests():
+        try:
+            model, answer = handle(model, parent, request)
+            parent.send({"id": request["id"], "done": answer})
+        except Exception as error:  # every failure must reach the parent as an answer
+            kind = "import" if isinstance(error, ImportError) else getattr(error, "kind", "other")
+            if kind == "other":
+                traceback.print_exc()
+            parent.send({"id": request["id"], "error": str(error) or type(error).__name__, "kind": kind})
+
+
+if __name__ == "__main__":
+    serve()
