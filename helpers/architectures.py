@@ -159,6 +159,9 @@ LIMITS = {  # generous: ten times what the largest published models have
 }
 
 
+MAY_BE_ZERO = ("n_embd_head_k", "n_embd_head_v", "n_ff")  # in some families without a table here
+
+
 def check(spec):
     """Raise `ValueError` naming the first thing that is impossible about a shape, with its value."""
     if spec.architecture not in FAMILIES:
@@ -166,15 +169,34 @@ def check(spec):
             f"{spec.name}: no tensor table for the family {spec.architecture!r}. Known: {', '.join(FAMILIES)}. "
             "A GGUF file of this family can still be read with gguf.read_header."
         )
+    check_numbers(spec)
+    _check_family(spec)
+
+
+def check_numbers(spec):
+    """As `check`, for any family: what no model at all can be."""
     for name, most in LIMITS.items():
-        value = getattr(spec, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise ValueError(f"{spec.name}: {name} is {value!r}; it must be a whole number from 1 to {most:,}.")
+        value, least = getattr(spec, name), int(spec.architecture in FAMILIES or name not in MAY_BE_ZERO)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(f"{spec.name}: {name} is {value!r}; it must be a whole number from {least} to {most:,}.")
     per_layer = (spec.n_head_kv,) * spec.n_layer if isinstance(spec.n_head_kv, int) else spec.n_head_kv
     if len(per_layer) != spec.n_layer:
         raise ValueError(f"{spec.name}: n_head_kv lists {len(per_layer)} layers, but the model has {spec.n_layer}.")
     for n_head_kv in set(per_layer):
-        if not isinstance(n_head_kv, int) or not 1 <= n_head_kv <= spec.n_head or spec.n_head % n_head_kv:
+        if not isinstance(n_head_kv, int) or not 0 <= n_head_kv <= spec.n_head:
+            raise ValueError(
+                f"{spec.name}: n_head_kv is {n_head_kv!r}; it must be a whole number from 0 to {spec.n_head} (n_head)."
+            )
+    if spec.n_swa < 0 or spec.swa_pattern < 0 or spec.swa_pattern == 1:
+        raise ValueError(
+            f"{spec.name}: n_swa is {spec.n_swa} and swa_pattern {spec.swa_pattern}; neither can be negative, and a "
+            "pattern of 1 leaves no layer windowed (0 says so)."
+        )
+
+
+def _check_family(spec):
+    for n_head_kv in {spec.kv_heads(layer) for layer in range(spec.n_layer)}:
+        if n_head_kv == 0 or spec.n_head % n_head_kv:
             raise ValueError(
                 f"{spec.name}: n_head_kv is {n_head_kv!r}; the {spec.n_head} query heads must share a whole number of "
                 "KV heads."
@@ -192,11 +214,6 @@ def check(spec):
         raise ValueError(
             f"{spec.name}: n_embd is {spec.n_embd}, but {spec.n_head} heads of {spec.n_embd_head_k} make "
             f"{spec.n_head * spec.n_embd_head_k}; in the family {spec.architecture} they must be equal."
-        )
-    if spec.n_swa < 0 or spec.swa_pattern < 0 or spec.swa_pattern == 1:
-        raise ValueError(
-            f"{spec.name}: n_swa is {spec.n_swa} and swa_pattern {spec.swa_pattern}; neither can be negative, and a "
-            "pattern of 1 leaves no layer windowed (0 says so)."
         )
     family, windows = FAMILIES[spec.architecture], spec.n_swa > 0 and spec.swa_pattern > 0
     if windows and "windows" not in family or not windows and "windows_only" in family:

@@ -66,7 +66,8 @@ class Child:
         self._messages = queue.SimpleQueue()
         self._log = collections.deque(maxlen=200)
         threading.Thread(target=_pump, args=(self.process.stdout, self._messages), daemon=True).start()
-        threading.Thread(target=_keep, args=(self.process.stderr, self._log), daemon=True).start()
+        self._log_keeper = threading.Thread(target=_keep, args=(self.process.stderr, self._log), daemon=True)
+        self._log_keeper.start()
         self._finalizer = weakref.finalize(self, _end, self.process)
 
     @property
@@ -107,6 +108,7 @@ class Child:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
+        self._log_keeper.join(timeout=1)  # its last words may still be on their way
         return ChildDied(describe_exit(code), self.log_tail())
 
 

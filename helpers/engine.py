@@ -6,6 +6,7 @@ call. Answers are cached: the same question costs microseconds the second time.
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -143,11 +144,11 @@ def reserve(spec_or_path, quantization="Q4_K_M", **settings):
     architectures.check(spec)
     chosen.resolve(spec)
     types = tensor_types(spec, quantization)
+    closed = memory.estimate(spec, types, **settings)  # before the engine: what cannot be is a ValueError
     key = ("reserve", spec, _types_key(quantization), chosen)
     sizes = _worker.ask(key, lambda: {**_request(spec, types, chosen), "do": "reserve"})
-    weights = sum(formats.tensor_bytes(types[t.name], t.shape) for t in architectures.tensors(spec))
-    closed = memory.estimate(spec, types, **settings)
-    return _estimate(sizes, weights, closed, f"{spec.title or spec.name}, {memory.quantization_name(quantization)}")
+    name = f"{spec.title or spec.name}, {memory.quantization_name(quantization)}"
+    return _estimate(sizes, closed.weights_bytes, closed, name)
 
 
 def _reserve_file(path, chosen):
@@ -157,10 +158,9 @@ def _reserve_file(path, chosen):
     stat = path.stat()
     key = ("file", str(path.resolve()), stat.st_size, stat.st_mtime_ns, chosen)
     request = {"do": "reserve", "path": str(path.resolve()), "settings": _engine_settings(chosen)}
-    sizes = _worker.ask(key, lambda: request)
-    weights = sum(tensor.n_bytes for tensor in header.tensors)
-    closed = memory.estimate(header.spec, weights, **asdict(chosen))
-    return _estimate(sizes, weights, closed, path.name)
+    known = header.tensor_types if header.spec.architecture in architectures.FAMILIES else header.tensor_bytes
+    closed = memory.estimate(header.spec, known, **asdict(chosen))
+    return _estimate(_worker.ask(key, lambda: request), header.tensor_bytes, closed, path.name)
 
 
 def _estimate(sizes, weights, closed, name):
@@ -188,8 +188,12 @@ def tensor_types(spec, quantization):
 
     A mapping is given back as it is. Raises `ValueError` for unknown quantizations and impossible shapes.
     """
-    if not isinstance(quantization, str):
+    if isinstance(quantization, Mapping):
         return dict(quantization)
+    if not isinstance(quantization, str):
+        raise ValueError(
+            f"The engine needs the name of a quantization or a type for each tensor, not {quantization!r}."
+        )
     wanted = formats.quantization(quantization)
     return dict(_worker.ask(("types", spec, wanted.name), lambda: _types_request(spec, wanted)))
 

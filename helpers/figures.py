@@ -115,9 +115,14 @@ def _parts_at_limit(estimate, verdict):
     return estimate.by_device["gpu" if verdict.limit == "video memory" else "cpu"]
 
 
+def _ink(part):
+    """Text colour that can be read on a part's colour."""
+    return "#ffffff" if part == "weights" else "#1b1b1b"
+
+
 def _segment(part, n_bytes, x, width):
     fill = "url(#kit-hatch)" if part == "others" else COLOURS[part]
-    ink = "#1b1b1b" if part in ("others", "kv", "repacked", "overhead", "output") else "#ffffff"
+    ink = _ink(part)
     label = ""
     if width > 7.2 * len(NAMES[part]) + 6:
         label = (
@@ -218,7 +223,8 @@ def compare_figure(columns, title="Predicted, reserved, resident"):
         text = [units.show(column[part]) if column.get(part, 0) > 8 * units.MIB else "" for column in columns.values()]
         figure.add_bar(
             x=list(columns), y=values, name=names[part], text=text, marker_color=colours[part],
-            marker_pattern_shape=pattern, hovertemplate="%{y:.1f} MiB<extra>%{fullData.name}</extra>",
+            marker_pattern_shape=pattern, marker_pattern_fgopacity=0.25, textfont_color=_ink(part),
+            hovertemplate="%{y:.1f} MiB<extra>%{fullData.name}</extra>",
         )  # fmt: skip
     figure.update_layout(
         barmode="stack", title=title, yaxis_title="MiB", template="plotly_white", height=400, font_size=14,
@@ -254,8 +260,11 @@ def context_figure(specs, quantization, machine, contexts=fit.CONTEXTS, **settin
             marker_symbol=marks[index % 4], line_color=palette[index % 5],
             hovertemplate="%{x:,} tokens: %{y:.2f} GiB<extra>%{fullData.name}</extra>",
         )  # fmt: skip
-    free = machine.ram_available_bytes
-    figure.add_hline(y=free / units.GIB, line_dash="dash", annotation_text=f"free here: {units.show(free)}")
+    free = machine.ram_available_bytes  # a trace, because plotly misplaces horizontal lines on a log axis
+    figure.add_scatter(
+        x=list(contexts), y=[free / units.GIB] * len(contexts), name=f"free here: {units.show(free)}", mode="lines",
+        line={"color": "#1b1b1b", "dash": "longdash", "width": 3}, hoverinfo="name",
+    )  # fmt: skip
     figure.update_xaxes(type="log", title="context (tokens)", tickvals=list(contexts), ticktext=[_short(n) for n in contexts])
     figure.update_yaxes(type="log", title="memory needed (GiB)")
     figure.update_layout(template="plotly_white", height=430, font_size=14, title=f"Memory against context, {quantization}")

@@ -108,6 +108,7 @@ class Quantization:
 
 
 def _quantizations():
+    # The bits are the average over all weights of Llama 3.1 8B; mixes and scales differ a little between models.
     table = """
     F32      0  F32      32 bits a weight: as trained, for comparison only
     F16      1  F16      16 bits: what most models are published in
@@ -115,32 +116,32 @@ def _quantizations():
     Q8_0     7  Q8_0     8.5 bits: so close to the original that tests cannot tell
     Q6_K    18  Q6_K     6.6 bits: very close to the original
     Q5_K_M  17  Q5_K     5.7 bits: a little smaller, hardly worse
-    Q5_K_S  16  Q5_K     5.5 bits: like Q5_K_M without the extra bits for the sensitive tensors
+    Q5_K_S  16  Q5_K     5.6 bits: like Q5_K_M without the extra bits for the sensitive tensors
     Q5_1     9  Q5_1     6 bits: older format, scale and offset
-    Q5_0     8  Q5_0     5.5 bits: older format, scale only
+    Q5_0     8  Q5_0     5.6 bits: older format, scale only
     Q4_K_M  15  Q4_K     4.9 bits: the usual choice
-    Q4_K_S  14  Q4_K     4.6 bits: like Q4_K_M with fewer extra bits
-    Q4_1     3  Q4_1     5 bits: older format, scale and offset
-    Q4_0     2  Q4_0     4.5 bits: older format, scale only; fast on many CPUs
-    IQ4_NL  25  IQ4_NL   4.5 bits: 16 levels that are not evenly spaced
-    IQ4_XS  30  IQ4_XS   4.3 bits: smaller than Q4_K_S at about its quality
+    Q4_K_S  14  Q4_K     4.7 bits: like Q4_K_M with fewer extra bits
+    Q4_1     3  Q4_1     5.1 bits: older format, scale and offset
+    Q4_0     2  Q4_0     4.6 bits: older format, scale only; fast on many CPUs
+    IQ4_NL  25  IQ4_NL   4.7 bits: 16 levels that are not evenly spaced
+    IQ4_XS  30  IQ4_XS   4.5 bits: smaller than Q4_K_S at about its quality
     Q3_K_L  13  Q3_K     4.3 bits: 3-bit with many extra bits
-    Q3_K_M  12  Q3_K     3.9 bits: visibly worse than 4-bit
-    Q3_K_S  11  Q3_K     3.5 bits: for when nothing larger fits
-    IQ3_M   27  IQ3_S    3.7 bits: a codebook instead of a grid
-    IQ3_S   26  IQ3_S    3.4 bits: a codebook instead of a grid
-    IQ3_XS  22  IQ3_S    3.3 bits: between IQ3_S and IQ3_XXS
-    IQ3_XXS 23  IQ3_XXS  3.1 bits: needs an importance matrix
+    Q3_K_M  12  Q3_K     4.0 bits: visibly worse than 4-bit
+    Q3_K_S  11  Q3_K     3.6 bits: for when nothing larger fits
+    IQ3_M   27  IQ3_S    3.8 bits: a codebook instead of a grid
+    IQ3_S   26  IQ3_S    3.7 bits: a codebook instead of a grid
+    IQ3_XS  22  IQ3_S    3.5 bits: between IQ3_S and IQ3_XXS
+    IQ3_XXS 23  IQ3_XXS  3.4 bits: needs an importance matrix
     Q2_K    10  Q2_K     3.2 bits in practice: clearly worse
-    Q2_K_S  21  Q2_K     2.9 bits: needs an importance matrix
-    IQ2_M   29  IQ2_S    2.7 bits: needs an importance matrix
-    IQ2_S   28  IQ2_XS   2.5 bits: needs an importance matrix
-    IQ2_XS  20  IQ2_XS   2.4 bits: needs an importance matrix
-    IQ2_XXS 19  IQ2_XXS  2.1 bits: needs an importance matrix
-    IQ1_M   31  IQ1_M    1.9 bits: barely coherent
-    IQ1_S   24  IQ1_S    1.8 bits: barely coherent
-    TQ2_0   37  TQ2_0    2.1 bits: for models trained with weights -1, 0, 1
-    TQ1_0   36  TQ1_0    1.7 bits: for models trained with weights -1, 0, 1
+    Q2_K_S  21  Q2_K     3.0 bits: needs an importance matrix
+    IQ2_M   29  IQ2_S    2.9 bits: needs an importance matrix
+    IQ2_S   28  IQ2_XS   2.7 bits: needs an importance matrix
+    IQ2_XS  20  IQ2_XS   2.6 bits: needs an importance matrix
+    IQ2_XXS 19  IQ2_XXS  2.4 bits: needs an importance matrix
+    IQ1_M   31  IQ1_M    2.1 bits: barely coherent
+    IQ1_S   24  IQ1_S    2.0 bits: barely coherent
+    TQ2_0   37  TQ2_0    2.5 bits: for models trained with weights -1, 0, 1
+    TQ1_0   36  TQ1_0    2.2 bits: for models trained with weights -1, 0, 1
     """
     rows = (line.split(None, 3) for line in table.strip().splitlines())
     return {name: Quantization(name, int(file_type), base, says) for name, file_type, base, says in rows}

@@ -18,6 +18,7 @@ def write(spec, types, path):
     `tokenizer.ggml.model = "none"` with a vocabulary size avoids the vocabulary itself.
     """
     import gguf
+    import numpy
 
     writer = gguf.GGUFWriter(path, spec.architecture, use_temp_file=False)
     for key, value in metadata(spec).items():
@@ -29,15 +30,14 @@ def write(spec, types, path):
             writer.add_array(key, list(value))
         else:
             writer.add_uint32(key, value)
-    n_data = 0
+    n_data, dtypes = 0, {"F32": numpy.float32, "F16": numpy.float16}
     for tensor in architectures.tensors(spec):
         kind = gguf.GGMLQuantizationType[types[tensor.name]]
         n_bytes = formats.tensor_bytes(kind.name, tensor.shape)
-        block = formats.block_type(kind.name)
-        shape = tensor.shape
-        if block.block_length > 1:  # the writer takes the byte shape of quantized tensors
+        shape, dtype = tensor.shape, dtypes.get(kind.name, numpy.uint8)
+        if dtype is numpy.uint8:  # the writer wants to know such tensors by the bytes of a row
             shape = (formats.row_bytes(kind.name, shape[0]), *shape[1:])
-        writer.add_tensor_info(tensor.name, tuple(reversed(shape)), _dtype(kind.name), n_bytes, raw_dtype=kind)
+        writer.add_tensor_info(tensor.name, tuple(reversed(shape)), dtype, n_bytes, raw_dtype=kind)
         n_data += -(-n_bytes // 32) * 32
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -47,12 +47,6 @@ def write(spec, types, path):
     _make_sparse(path)
     os.truncate(path, n_header + n_data)
     return n_header + n_data
-
-
-def _dtype(name):
-    import numpy
-
-    return {"F32": numpy.float32, "F16": numpy.float16}.get(name, numpy.uint8)
 
 
 def _make_sparse(path):
@@ -87,7 +81,7 @@ def metadata(spec):
 
 @contextlib.contextmanager
 def place():
-    """A path for one ghost. Nothing is left of it afterwards; on Linux not even when the process is killed meanwhile."""
+    """A path for one ghost. Nothing is left of it afterwards; on Linux not even when the process is killed."""
     if hasattr(os, "memfd_create"):  # a file in memory that has no name in any folder
         number = os.memfd_create("ghost")
         try:

@@ -71,8 +71,8 @@ class Settings:
         n_outputs_max = self.n_outputs_max or n_batch
         if n_outputs_max < self.n_parallel:
             raise ValueError(
-                f"{n_outputs_max} outputs cannot serve {self.n_parallel} slots, which need one each. Set n_outputs_max to "
-                f"0 or at least {self.n_parallel}, and n_batch and n_ctx to at least {self.n_parallel}."
+                f"{n_outputs_max} outputs cannot serve {self.n_parallel} slots, which need one each. Set n_outputs_max "
+                f"to 0 or at least {self.n_parallel}, and n_batch and n_ctx to at least {self.n_parallel}."
             )
         if self.kv_unified:
             n_ctx_seq, n_stream = n_ctx, 1
@@ -221,7 +221,7 @@ def estimate(
         n_outputs_max, repack, n_gpu_layers,
     )  # fmt: skip
     resolved = settings.resolve(spec)
-    weights, notes = _weights(spec, quantization)
+    weights, notes = _weights(spec, quantization, bool(settings.repack))
     if settings.n_gpu_layers:
         devices = _by_device(spec, quantization, settings, resolved, weights)
         notes = (*notes, *GPU_NOTES)
@@ -260,11 +260,12 @@ def _on_cpu(spec, quantization, settings, resolved, weights):
     }
 
 
-def _weights(spec, quantization):
+def _weights(spec, quantization, repack=False):
     if isinstance(quantization, int) and not isinstance(quantization, bool):
         if quantization <= 0:
             raise ValueError(f"The weights cannot take {quantization} bytes.")
-        return quantization, ()
+        architectures.check_numbers(spec)
+        return quantization, ("Only the bytes of the weights are known: copies by repacking are not counted.",) * repack
     return weights_bytes(spec, quantization), ()
 
 
@@ -290,7 +291,11 @@ def _named_weights_bytes(spec, quantization):
 
 
 def _sum_bytes(spec, types):
-    return sum(formats.tensor_bytes(types[t.name], t.shape) for t in architectures.tensors(spec))
+    tensors = architectures.tensors(spec)
+    missing = [tensor.name for tensor in tensors if tensor.name not in types]
+    if missing:
+        raise ValueError(f"{spec.name}: no type is given for {len(missing)} of its tensors, such as {missing[0]}.")
+    return sum(formats.tensor_bytes(types[tensor.name], tensor.shape) for tensor in tensors)
 
 
 def kv_cache_bytes(spec, settings):
@@ -376,7 +381,11 @@ def overhead_bytes(spec):
     >>> overhead_bytes(models.get("smollm2-135m"))
     61186240
     """
-    return PROCESS_BYTES + VOCABULARY_BYTES_PER_TOKEN[spec.tokenizer] * spec.n_vocab
+    return PROCESS_BYTES + _vocabulary_bytes_per_token(spec) * spec.n_vocab
+
+
+def _vocabulary_bytes_per_token(spec):
+    return VOCABULARY_BYTES_PER_TOKEN.get(spec.tokenizer, VOCABULARY_BYTES_PER_TOKEN["bpe"])
 
 
 # Extra bytes per block that AMX adds to the packed form (ggml-cpu/amx/mmq.cpp); the row must be whole blocks.
@@ -495,7 +504,7 @@ def arithmetic(spec, quantization, settings):
         ("output", f"4 B x {spec.n_vocab:,} vocabulary x {settings.n_parallel} slots", output_bytes(spec, settings)),
         (
             "overhead",
-            f"43 MB process + {spec.n_vocab:,} tokens x {VOCABULARY_BYTES_PER_TOKEN[spec.tokenizer]} B",
+            f"43 MB process + {spec.n_vocab:,} tokens x {_vocabulary_bytes_per_token(spec)} B",
             overhead_bytes(spec),
         ),
     ]

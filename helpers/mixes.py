@@ -40,7 +40,7 @@ def tensor_types(spec, quantization):
     *When it misleads*: publishers may give an importance matrix (which changes some I-quants), their own overrides
     ("UD", "XL"), or store an output tensor of a tied model separately. Read the file's header for what is really there.
 
-    Source: llama.cpp `src/llama-quant.cpp`; compared tensor by tensor with the quantizer itself (`tests/test_mixes.py`).
+    Source: llama.cpp `src/llama-quant.cpp`; `tests/test_mixes.py` compares every tensor with the quantizer itself.
     """
     return dict(_tensor_types(spec, formats.quantization(quantization).name))
 

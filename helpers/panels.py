@@ -377,7 +377,8 @@ class _AskPanel:
             [
                 self.question,
                 self.system,
-                w.HBox([*temperature_row, *top_p_row], layout={"flex_flow": "row wrap"}),
+                w.HBox(temperature_row),
+                w.HBox(top_p_row),
                 w.HBox([self.max_tokens, self.ask, self.stop], layout={"align_items": "center"}),
                 self.result,
                 self.prompt,
@@ -390,9 +391,9 @@ class _AskPanel:
         """A slider and the labelled field that says and takes its number (sliders have no accessible name)."""
         w = self.w
         slider = w.FloatSlider(value=value, min=0, max=most, step=0.05, description=name, readout=False,
-                               style={"description_width": "110px"}, layout={"width": "290px"})  # fmt: skip
+                               style={"description_width": "110px"}, layout={"width": "400px"})  # fmt: skip
         field = w.BoundedFloatText(value=value, min=0, max=most, step=0.05, description=f"{name} value",
-                                   style={"description_width": "120px"}, layout={"width": "210px"})  # fmt: skip
+                                   style={"description_width": "130px"}, layout={"width": "220px"})  # fmt: skip
         w.link((slider, "value"), (field, "value"))
         return field, (slider, field)
 
@@ -408,6 +409,9 @@ class _AskPanel:
     def _answer(self):
         pieces = _Pieces(self.result)
         try:
+            if not self.model.alive:  # closed by a later cell, or its process died: a question wants an answer anyway
+                self.result.value = figures.answer_html("", "loading the model again ...")
+                self.model.reload()
             answer = self.model.ask(
                 self.question.value,
                 system=self.system.value or None,

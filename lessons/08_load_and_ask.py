@@ -242,7 +242,7 @@ check.number(
 # %% [markdown]
 # In truth more fit: processes that map the same file share its pages, so the weights count once.
 #
-# When you are done, give the memory back.
+# When you are done, give the memory back. (The panel above loads the model again when you press "Ask".)
 
 # %% tags=["model"]
 model.close()
