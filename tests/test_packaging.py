@@ -1,5 +1,6 @@
 """The files that say what is installed agree with each other."""
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 if sys.version_info >= (3, 11):
@@ -104,6 +106,18 @@ def test_the_lock_holds_what_is_installed_here_or_a_neighbour_of_it():
             requirement = Requirement(line)
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 assert canonicalize_name(requirement.name) in versions, f"{name} asks for {line}"
+
+
+def test_the_lock_needs_no_late_bug_fix_of_python():
+    """A system's own Python may be the 3.11.2 of years ago; soupsieve 4 wants 3.11.5."""
+    from importlib import metadata
+
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    for name, version in locked(python, sys.platform).items():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            package = metadata.distribution(name)
+            wanted = SpecifierSet(package.metadata["Requires-Python"] or "")
+            assert package.version != version or wanted.contains(f"{python}.0"), f"{name} {version} wants {wanted}"
 
 
 def test_the_lock_is_exact_and_names_no_address():

@@ -265,7 +265,7 @@ def pip_calls(kit, monkeypatch):
     (kit / ".venv" / "pyvenv.cfg").write_text("home = somewhere\nversion = 3.12.1\n")
     (kit / ".venv" / "start.json").write_text('{"key": "", "done": []}')
     monkeypatch.setattr(start, "works", lambda venv: True)
-    monkeypatch.setattr(start, "engine_without_compiling", lambda *_: True)
+    monkeypatch.setattr(start, "compiler", lambda: "c++")
     monkeypatch.setattr(start, "pip", lambda root, python, title, arguments, log, lock: calls.append(title))
     return calls
 
@@ -309,7 +309,7 @@ def test_the_engine_is_added_later(kit, pip_calls):
     prepare(kit, engine=False)
     assert pip_calls == []
     prepare(kit)
-    assert pip_calls == ["[1/1] Installing the engine, llama-cpp-python"]
+    assert pip_calls == ["[1/1] Installing the engine (about 5 minutes: llama-cpp-python compiles)"]
 
 
 def test_the_tests_add_their_own_needs_only(kit, pip_calls):
@@ -530,7 +530,7 @@ def test_without_a_compiler_the_default_is_to_stop(monkeypatch, capsys, answer):
 
 def test_without_a_compiler_one_may_go_on_without_the_engine(monkeypatch):
     monkeypatch.setattr(start.sys, "stdin", Stdin(True))
-    assert start.go_on_without_engine(lambda question: " Y ")
+    start.go_on_without_engine(lambda question: " Y ")
 
 
 def test_without_a_terminal_nobody_is_asked(monkeypatch):
@@ -541,16 +541,24 @@ def test_without_a_terminal_nobody_is_asked(monkeypatch):
 
 
 def test_a_missing_compiler_is_said_before_anything_is_compiled(kit, pip_calls, monkeypatch):
-    monkeypatch.setattr(start, "engine_without_compiling", lambda *_: False)
+    monkeypatch.setattr(start, "ready_made_engine", lambda *_: False)
     monkeypatch.setattr(start, "compiler", lambda: "")
     monkeypatch.setattr(start.sys, "stdin", Stdin(False))
     with pytest.raises(start.Trouble):
         prepare(kit)
     assert pip_calls == []
-    monkeypatch.setattr(start, "go_on_without_engine", lambda: True)
+    monkeypatch.setattr(start, "go_on_without_engine", lambda: None)
     prepare(kit)
     assert [title[:5] for title in pip_calls] == ["[1/2]", "[2/2]"]
     assert json.loads((kit / ".venv" / "start.json").read_text())["done"] == ["model", "packages"]
+
+
+def test_a_ready_made_engine_needs_no_compiler(kit, pip_calls, monkeypatch):
+    monkeypatch.setattr(start, "ready_made_engine", lambda *_: True)
+    monkeypatch.setattr(start, "compiler", lambda: "")
+    monkeypatch.setattr(start, "go_on_without_engine", lambda: pytest.fail("asked"))
+    prepare(kit)
+    assert len(pip_calls) == 3
 
 
 # --- pip's failures, as pip 23 to 26 worded them (hosts and addresses shortened) -------------------------------------
@@ -609,6 +617,13 @@ IN_USE = """\
 Installing collected packages: psutil
 ERROR: Could not install packages due to an OSError: [WinError 5] Access is denied: 'C:\\\\kit\\\\.venv\\\\_psutil.pyd'
 """
+TOO_EARLY_A_PATCH = """\
+Collecting cffi>=1.0.1
+ERROR: Cannot install nbconvert because these package versions have conflicting dependencies.
+    beautifulsoup4 4.15.0 depends on soupsieve>=1.6.1
+    The user requested (constraint) soupsieve==4.1.2
+ERROR: ResolutionImpossible: for help visit the documentation
+"""
 
 
 @pytest.mark.parametrize(
@@ -622,6 +637,7 @@ ERROR: Could not install packages due to an OSError: [WinError 5] Access is deni
         (NOT_COMPILED, r"^llama-cpp-python could not be compiled.*--without-engine"),
         (DISK_FULL, r"^The disk is full: plotly could not be installed"),
         (CERTIFICATE, r"^gguf could not be fetched: the secure connection was refused"),
+        (TOO_EARLY_A_PATCH, r"^The releases in requirements.lock do not go together on this Python"),
         (IN_USE, r"could not be installed: a file could not be written"),
         ("something else", r"^pip could not install a package.*start\.py$"),
     ],
@@ -725,7 +741,7 @@ def test_the_second_start_waits_and_says_for_whom(kit, monkeypatch, capsys):
         with start.only_one(kit):
             pass
         said = capsys.readouterr().out
-        assert "waiting" in said and (not POSIX or str(process.pid) in said)
+        assert f"(process {process.pid})" in said and "waiting" in said
 
 
 @pytest.mark.skipif(not POSIX, reason="Windows does not hand a lock on to a child")
