@@ -158,8 +158,10 @@ def _reserve_file(path, chosen):
     stat = path.stat()
     key = ("file", str(path.resolve()), stat.st_size, stat.st_mtime_ns, chosen)
     request = {"do": "reserve", "path": str(path.resolve()), "settings": _engine_settings(chosen)}
-    known = header.tensor_types if header.spec.architecture in architectures.FAMILIES else header.tensor_bytes
-    closed = memory.estimate(header.spec, known, **asdict(chosen))
+    try:
+        closed = memory.estimate(header.spec, header.tensor_types, **asdict(chosen))
+    except ValueError:  # a family or a layout without a table here; llama.cpp will say whether it can be
+        closed = memory.estimate(header.spec, header.tensor_bytes, **asdict(chosen))
     return _estimate(_worker.ask(key, lambda: request), header.tensor_bytes, closed, path.name)
 
 
@@ -195,6 +197,7 @@ def tensor_types(spec, quantization):
             f"The engine needs the name of a quantization or a type for each tensor, not {quantization!r}."
         )
     wanted = formats.quantization(quantization)
+    architectures.check(spec)
     return dict(_worker.ask(("types", spec, wanted.name), lambda: _types_request(spec, wanted)))
 
 

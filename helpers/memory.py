@@ -480,6 +480,8 @@ def _gpu_weights(spec, quantization, first, weights):
 def _assumptions(spec, settings):
     if spec.architecture not in architectures.FAMILIES:
         yield f"The family {spec.architecture!r} is not modelled: cache and compute are counted as plain attention."
+    if spec.notes:
+        yield spec.notes  # of a file: what its header says that a shape cannot hold
     if settings.n_ctx > spec.n_ctx_train:
         name = spec.title or spec.name
         yield f"{name} was trained for {spec.n_ctx_train:,} tokens; beyond that its answers get worse."

@@ -33,8 +33,8 @@ def test_decimal_units(n_bytes, text):
 
 
 def test_a_gib_is_more_than_a_gb():
-    assert units.GIB / units.GB == pytest.approx(1.0737, abs=1e-4)
-    assert units.TIB / units.TB == pytest.approx(1.0995, abs=1e-4)
+    assert pytest.approx(1.0737, abs=1e-4) == units.GIB / units.GB
+    assert pytest.approx(1.0995, abs=1e-4) == units.TIB / units.TB
 
 
 def test_digits():
@@ -43,7 +43,8 @@ def test_digits():
 
 
 @pytest.mark.parametrize(
-    ("n_weights", "bits", "n_bytes"), [(7_000_000_000, 4, 3_500_000_000), (3, 4, 2), (1, 1, 1), (32, 4.5, 18), (0, 16, 0)]
+    ("n_weights", "bits", "n_bytes"),
+    [(7_000_000_000, 4, 3_500_000_000), (3, 4, 2), (1, 1, 1), (32, 4.5, 18), (0, 16, 0)],
 )
 def test_bits_become_whole_bytes(n_weights, bits, n_bytes):
     found = units.bytes_from_bits(n_weights, bits)

@@ -1,0 +1,72 @@
+"""Random shapes and settings that no formula here was derived from; used by tests and benches."""
+
+import random
+
+from helpers.architectures import FAMILIES, ModelSpec
+
+HEADS = (32, 64, 80, 96, 128, 192, 256)
+VOCABULARIES = (32_000, 49_152, 128_256, 151_936, 262_144)
+PATTERNS = {"gemma2": (2, 3), "gemma3": (6, 4)}
+
+
+def random_spec(pick, family=None):
+    """A shape that llama.cpp accepts, unlike any model's."""
+    family = family or pick.choice(sorted(FAMILIES))
+    head, n_head_kv = pick.choice(HEADS), pick.choice((1, 2, 3, 4, 8, 16))
+    n_head = n_head_kv * pick.choice((1, 2, 4, 7, 8))
+    width = n_head * head
+    n_embd = width if family in ("qwen2", "phi3") else pick.choice((width, 64 * pick.randint(4, 96)))
+    windows = {}
+    if family in PATTERNS and (family == "gemma2" or pick.random() < 0.8):
+        windows = {"n_swa": pick.choice((128, 512, 1024, 4096)), "swa_pattern": pick.choice(PATTERNS[family])}
+    return ModelSpec(
+        name=f"random-{family}",
+        architecture=family,
+        n_layer=pick.choice((1, 2, 3, 5, 6, 7, 12, 16, 26, 32)),
+        n_embd=n_embd,
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        n_embd_head_k=head,
+        n_embd_head_v=head,
+        n_ff=pick.choice((64 * pick.randint(4, 320), max(64, int(n_embd * pick.uniform(1.5, 8)) // 64 * 64))),
+        n_vocab=pick.choice((*VOCABULARIES, pick.randint(1_000, 300_000))),
+        n_ctx_train=8192,
+        tied=family == "gemma2" or pick.random() < 0.5,
+        rope_freqs=family == "llama" and pick.random() < 0.3,
+        **windows,
+    )
+
+
+def random_settings(pick):
+    """Settings as keywords; llama.cpp accepts all of them for a random spec."""
+    flash_attn = pick.random() < 0.6
+    n_parallel = pick.choice((1, 1, 1, 2, 3, 4))
+    cache_types = ("f16", "q8_0", "q4_0", "q5_1", "iq4_nl")
+    return {
+        "n_ctx": pick.choice((256, 512, 1000, 2048, 4096, 8192, 20_000, 32_768)),
+        "cache_type_k": "f16",
+        "cache_type_v": "f16",
+        "flash_attn": flash_attn,
+        "n_batch": pick.choice((2048, 512, 256)),
+        "n_ubatch": pick.choice((32, 100, 128, 512, 2048)),
+        "n_parallel": n_parallel,
+        "kv_unified": pick.random() < 0.5,
+        "swa_full": pick.random() < 0.2,
+        "n_outputs_max": pick.choice((0, n_parallel, n_parallel, 64)),
+        "cache": (pick.choice(cache_types), pick.choice(cache_types) if flash_attn else "f16"),
+    }
+
+
+def random_case(pick, family=None):
+    """(spec, settings) that go together: quantized caches only where the heads are whole blocks."""
+    spec, settings = random_spec(pick, family), random_settings(pick)
+    cache = settings.pop("cache")
+    if spec.n_embd_head_k % 32 == 0:
+        settings["cache_type_k"], settings["cache_type_v"] = cache
+    return spec, settings
+
+
+def random_cases(n, seed=1, family=None):
+    """`n` cases, the same for the same seed."""
+    pick = random.Random(f"{seed}-{family}")
+    return [random_case(pick, family) for _ in range(n)]
