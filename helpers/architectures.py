@@ -29,6 +29,16 @@ class ModelSpec:
     tied: bool = False
     n_swa: int = 0
     swa_pattern: int = 0
+    n_rot: int = 0  # numbers of a head that carry the position (0: all of them)
+    n_expert: int = 0
+    n_expert_used: int = 0
+    n_expert_shared: int = 0
+    n_ff_exp: int = 0  # width of one expert
+    n_layer_dense_lead: int = 0  # first layers without experts
+    kv_lora_rank: int = 0  # MLA: keys and values are stored as one short vector
+    n_embd_head_k_mla: int = 0
+    n_embd_head_v_mla: int = 0
+    n_params_vision: int = 0  # a second file (mmproj) for images, 16 bits
     rope_freqs: bool = False  # Llama 3.1 and later store their rotary frequencies as a tensor
     tokenizer: str = "bpe"  # "bpe" (byte pairs) or "spm" (SentencePiece): decides what the vocabulary costs
     title: str = ""
@@ -81,16 +91,32 @@ class Tensor:
     shape: tuple[int, ...]
 
 
-# What each family adds to the plain llama layout. `qkv`: one fused matrix; `gate_up`: gate and up in one;
-# `qk_norm`, `post_norm`: extra norms; `qkv_bias`: biases on query, key and value; `tied_only`: never an output matrix;
-# `windows`: layers that see a sliding window only (`windows_only`: always some).
+# What each family adds to the plain llama layout. `qkv`: one fused matrix; `gate_up`: gate and up in one; `no_gate`: none;
+# `qk_norm`, `post_norm`, `sub_norm`, `second_norm`: more norms; `norm_bias`, `qkv_bias`, `out_bias`, `ffn_bias`,
+# `output_bias`: biases; `one_norm`: attention and feed-forward share one; `sinks`: one number per head that takes
+# attention off; `expert_bias`; `positions`: a learned table; `mla`: see `kv_lora_rank`; `tied_only`: no output matrix;
+# `windows`: layers may see a sliding window, `windows_only`: some always do; `as_wide`: the heads make up the width.
 FAMILIES = {
     "llama": frozenset(),
-    "qwen2": frozenset({"qkv_bias"}),
+    "qwen2": frozenset({"qkv_bias", "as_wide"}),
+    "qwen2vl": frozenset({"qkv_bias", "as_wide"}),
     "qwen3": frozenset({"qk_norm"}),
+    "qwen3moe": frozenset({"qk_norm"}),
+    "gemma": frozenset({"tied_only"}),
     "gemma2": frozenset({"post_norm", "tied_only", "windows", "windows_only"}),
     "gemma3": frozenset({"post_norm", "qk_norm", "windows"}),
-    "phi3": frozenset({"qkv", "gate_up"}),
+    "phi2": frozenset(
+        {"qkv_bias", "out_bias", "norm_bias", "ffn_bias", "no_gate", "one_norm", "output_bias", "as_wide"}
+    ),
+    "phi3": frozenset({"qkv", "gate_up", "as_wide"}),
+    "gpt-oss": frozenset(
+        {"qkv_bias", "out_bias", "sinks", "expert_bias", "norm_after_attention", "windows", "windows_only"}
+    ),
+    "deepseek2": frozenset({"mla"}),
+    "bitnet": frozenset({"sub_norm", "tied_only", "as_wide"}),
+    "falcon": frozenset({"qkv", "norm_bias", "no_gate", "one_norm", "second_norm", "as_wide"}),
+    "gptneox": frozenset({"qkv", "qkv_bias", "out_bias", "norm_bias", "ffn_bias", "no_gate", "as_wide"}),
+    "gpt2": frozenset({"qkv", "qkv_bias", "out_bias", "norm_bias", "ffn_bias", "no_gate", "positions", "as_wide"}),
 }
 
 
@@ -102,49 +128,119 @@ def tensors(spec):
     Source: llama.cpp `src/models/*.cpp`; the engine refuses a missing or misshapen tensor (`tests/test_engine.py`).
     """
     check(spec)
-    family, embd = FAMILIES[spec.architecture], spec.n_embd
-    top = [Tensor("token_embd.weight", (embd, spec.n_vocab)), Tensor("output_norm.weight", (embd,))]
-    if not spec.tied:
-        top.append(Tensor("output.weight", (embd, spec.n_vocab)))
-    if spec.rope_freqs:
-        top.append(Tensor("rope_freqs.weight", (spec.n_embd_head_k // 2,)))
+    family = FAMILIES[spec.architecture]
+    top = (Tensor(name, shape) for name, shape in _top(spec, family))
     layers = (
         Tensor(f"blk.{layer}.{name}", shape)
         for layer in range(spec.n_layer)
-        for name, shape in _layer(spec, family, spec.kv_heads(layer))
+        for part in (_attention, _feed_forward)
+        for name, shape in part(spec, family, layer)
     )
     return (*top, *layers)
 
 
-def _layer(spec, family, n_head_kv):
-    embd, ff = spec.n_embd, spec.n_ff
-    q, k, v = spec.n_head * spec.n_embd_head_k, n_head_kv * spec.n_embd_head_k, n_head_kv * spec.n_embd_head_v
-    yield "attn_norm.weight", (embd,)
+def _top(spec, family):
+    yield "token_embd.weight", (spec.n_embd, spec.n_vocab)
+    if "positions" in family:
+        yield "position_embd.weight", (spec.n_embd, spec.n_ctx_train)
+    yield from _norm("output_norm", spec.n_embd, family)
+    if not spec.tied:
+        yield "output.weight", (spec.n_embd, spec.n_vocab)
+    if "output_bias" in family:
+        yield "output.bias", (spec.n_vocab,)
+    if spec.rope_freqs:
+        yield "rope_freqs.weight", (spec.n_embd_head_k // 2,)
+
+
+def _norm(name, width, family):
+    yield f"{name}.weight", (width,)
+    if "norm_bias" in family:
+        yield f"{name}.bias", (width,)
+
+
+def _attention(spec, family, layer):
+    embd, n_head_kv = spec.n_embd, spec.kv_heads(layer)
+    yield from _norm("attn_norm", embd, family)
+    if "second_norm" in family and n_head_kv > 1:  # Falcon 40B has it, Falcon 7B with its one KV head has not
+        yield from _norm("attn_norm_2", embd, family)
+    if "mla" in family:
+        yield from _latent_attention(spec)
+        return
+    widths = {
+        "q": spec.n_head * spec.n_embd_head_k,
+        "k": n_head_kv * spec.n_embd_head_k,
+        "v": n_head_kv * spec.n_embd_head_v,
+    }
     if "qkv" in family:
-        yield "attn_qkv.weight", (embd, q + k + v)
-    else:
-        yield "attn_q.weight", (embd, q)
-        yield "attn_k.weight", (embd, k)
-        yield "attn_v.weight", (embd, v)
-    if "qkv_bias" in family:
-        yield "attn_q.bias", (q,)
-        yield "attn_k.bias", (k,)
-        yield "attn_v.bias", (v,)
+        widths = {"qkv": sum(widths.values())}
+    for name, width in widths.items():
+        yield f"attn_{name}.weight", (embd, width)
+        if "qkv_bias" in family:
+            yield f"attn_{name}.bias", (width,)
     if "qk_norm" in family:
         yield "attn_q_norm.weight", (spec.n_embd_head_k,)
         yield "attn_k_norm.weight", (spec.n_embd_head_k,)
+    if "sinks" in family:
+        yield "attn_sinks.weight", (spec.n_head,)
     yield "attn_output.weight", (spec.n_head * spec.n_embd_head_v, embd)
-    if "post_norm" in family:
+    if "out_bias" in family:
+        yield "attn_output.bias", (embd,)
+    if "sub_norm" in family:
+        yield "attn_sub_norm.weight", (embd,)
+    if "post_norm" in family or "norm_after_attention" in family:
         yield "post_attention_norm.weight", (embd,)
-    yield "ffn_norm.weight", (embd,)
+
+
+def _latent_attention(spec):
+    """DeepSeek's MLA: keys and values of all heads are rebuilt from one vector of `kv_lora_rank` numbers."""
+    n_rot = spec.n_rot or spec.n_embd_head_k
+    yield "attn_q.weight", (spec.n_embd, spec.n_head * spec.n_embd_head_k_mla)
+    yield "attn_kv_a_norm.weight", (spec.kv_lora_rank,)
+    yield "attn_kv_a_mqa.weight", (spec.n_embd, spec.kv_lora_rank + n_rot)
+    yield "attn_k_b.weight", (spec.n_embd_head_k_mla - n_rot, spec.kv_lora_rank, spec.n_head)
+    yield "attn_v_b.weight", (spec.kv_lora_rank, spec.n_embd_head_v_mla, spec.n_head)
+    yield "attn_output.weight", (spec.n_head * spec.n_embd_head_v_mla, spec.n_embd)
+
+
+def _feed_forward(spec, family, layer):
+    embd = spec.n_embd
+    if "one_norm" not in family and "norm_after_attention" not in family:
+        yield from _norm("ffn_norm", embd, family)
+    if spec.n_expert and layer >= spec.n_layer_dense_lead:
+        yield from _experts(spec, family)
+        return
+    widths = {"gate": spec.n_ff, "up": spec.n_ff}
     if "gate_up" in family:
-        yield "ffn_up.weight", (embd, 2 * ff)
-    else:
-        yield "ffn_gate.weight", (embd, ff)
-        yield "ffn_up.weight", (embd, ff)
-    yield "ffn_down.weight", (ff, embd)
+        widths = {"up": 2 * spec.n_ff}
+    elif "no_gate" in family:
+        widths = {"up": spec.n_ff}
+    for name, width in widths.items():
+        yield f"ffn_{name}.weight", (embd, width)
+        if "ffn_bias" in family:
+            yield f"ffn_{name}.bias", (width,)
+    yield "ffn_down.weight", (spec.n_ff, embd)
+    if "ffn_bias" in family:
+        yield "ffn_down.bias", (embd,)
+    if "sub_norm" in family:
+        yield "ffn_sub_norm.weight", (spec.n_ff,)
     if "post_norm" in family:
         yield "post_ffw_norm.weight", (embd,)
+
+
+def _experts(spec, family):
+    embd, width, count = spec.n_embd, spec.n_ff_exp or spec.n_ff, spec.n_expert
+    yield "ffn_gate_inp.weight", (embd, count)
+    if "expert_bias" in family:
+        yield "ffn_gate_inp.bias", (count,)
+    for name, shape in (("gate", (embd, width)), ("up", (embd, width)), ("down", (width, embd))):
+        yield f"ffn_{name}_exps.weight", (*shape, count)
+        if "expert_bias" in family:
+            yield f"ffn_{name}_exps.bias", (shape[1], count)
+    if spec.n_expert_shared:
+        shared = width * spec.n_expert_shared
+        yield "ffn_gate_shexp.weight", (embd, shared)
+        yield "ffn_up_shexp.weight", (embd, shared)
+        yield "ffn_down_shexp.weight", (shared, embd)
 
 
 LIMITS = {  # generous: ten times what the largest published models have
@@ -205,17 +301,17 @@ def _check_family(spec):
         raise ValueError(
             f"{spec.name}: n_embd_head_k is {spec.n_embd_head_k}; rotary positions need an even head size."
         )
-    if spec.n_embd_head_k != spec.n_embd_head_v:
+    family, windows = FAMILIES[spec.architecture], spec.n_swa > 0 and spec.swa_pattern > 0
+    if spec.n_embd_head_k != spec.n_embd_head_v and "mla" not in family:
         raise ValueError(
             f"{spec.name}: n_embd_head_k is {spec.n_embd_head_k} and n_embd_head_v {spec.n_embd_head_v}; "
             f"the heads of the family {spec.architecture} must be equal."
         )
-    if spec.architecture in ("qwen2", "phi3") and spec.n_head * spec.n_embd_head_k != spec.n_embd:
+    if "as_wide" in family and spec.n_head * spec.n_embd_head_k != spec.n_embd:
         raise ValueError(
             f"{spec.name}: n_embd is {spec.n_embd}, but {spec.n_head} heads of {spec.n_embd_head_k} make "
             f"{spec.n_head * spec.n_embd_head_k}; in the family {spec.architecture} they must be equal."
         )
-    family, windows = FAMILIES[spec.architecture], spec.n_swa > 0 and spec.swa_pattern > 0
     if windows and "windows" not in family or not windows and "windows_only" in family:
         raise ValueError(
             f"{spec.name}: n_swa is {spec.n_swa} and swa_pattern {spec.swa_pattern}, but llama.cpp gives the family "

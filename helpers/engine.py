@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from . import architectures, formats, memory
+from . import architectures, formats, memory, mixes
 from .child import Child, ChildDied
 from .need import MissingPackage
 
@@ -203,7 +203,7 @@ def tensor_types(spec, quantization):
 
 def _types_request(spec, wanted):
     # The ghost to be quantized holds 16-bit matrices and 32-bit vectors, as a converter writes them.
-    types = {t.name: "F16" if len(t.shape) > 1 else "F32" for t in architectures.tensors(spec)}
+    types = {t.name: mixes.tensor_type(t.name, t.shape, spec, "F16") for t in architectures.tensors(spec)}
     return {"do": "tensor_types", "spec": asdict(spec), "types": types, "file_type": wanted.file_type}
 
 

@@ -140,6 +140,7 @@ def _quantizations():
     IQ2_XXS 19  IQ2_XXS  2.4 bits: needs an importance matrix
     IQ1_M   31  IQ1_M    2.1 bits: barely coherent
     IQ1_S   24  IQ1_S    2.0 bits: barely coherent
+    MXFP4   38  MXFP4    4.25 bits for experts, 8.5 for the rest: how gpt-oss is published
     TQ2_0   37  TQ2_0    2.5 bits: for models trained with weights -1, 0, 1
     TQ1_0   36  TQ1_0    2.2 bits: for models trained with weights -1, 0, 1
     """

@@ -24,6 +24,8 @@ def write(spec, types, path):
     for key, value in metadata(spec).items():
         if isinstance(value, str):
             writer.add_string(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
         elif isinstance(value, float):
             writer.add_float32(key, value)
         elif isinstance(value, tuple):
@@ -69,11 +71,27 @@ def metadata(spec):
         "attention.key_length": spec.n_embd_head_k,
         "attention.value_length": spec.n_embd_head_v,
         "attention.layer_norm_rms_epsilon": 1e-5,
-        "rope.dimension_count": spec.n_embd_head_k,
+        "attention.layer_norm_epsilon": 1e-5,
+        "rope.dimension_count": spec.n_rot or spec.n_embd_head_k,
         "vocab_size": spec.n_vocab,
     }
     if spec.n_swa and spec.swa_pattern:
         shape["attention.sliding_window"] = spec.n_swa
+    optional = {
+        "expert_count": spec.n_expert,
+        "expert_used_count": spec.n_expert_used,
+        "expert_shared_count": spec.n_expert_shared,
+        "expert_feed_forward_length": spec.n_ff_exp,
+        "leading_dense_block_count": spec.n_layer_dense_lead,
+        "attention.kv_lora_rank": spec.kv_lora_rank,
+        "attention.key_length_mla": spec.n_embd_head_k_mla,
+        "attention.value_length_mla": spec.n_embd_head_v_mla,
+    }
+    shape |= {key: value for key, value in optional.items() if value}
+    if spec.architecture == "qwen2vl":  # how the positions of text, height and width share a head
+        shape["rope.dimension_sections"] = (16, 24, 24, 0)
+    if spec.architecture == "gptneox":
+        shape["use_parallel_residual"] = True
         shape["attention.sliding_window_pattern"] = spec.swa_pattern
     prefixed = {f"{spec.architecture}.{key}": value for key, value in shape.items()}
     return {**prefixed, "tokenizer.ggml.model": "none"}
