@@ -45,6 +45,7 @@ class ModelSpec:
     license: str = ""
     languages: str = ""
     ollama: str = ""
+    ollama_quantization: str = ""  # what that tag serves
     ollama_tag: str = ""
     ollama_serves: tuple[str, ...] = ()
     hub: str = ""

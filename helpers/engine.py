@@ -176,6 +176,7 @@ def _estimate(sizes, weights, closed, name):
         output_bytes=sizes.get("output_bytes", 0),
         overhead_bytes=closed.by_device["cpu"]["overhead"] if closed.by_device else closed.overhead_bytes,
         repacked_bytes=closed.repacked_bytes,
+        vision_bytes=closed.vision_bytes,
         source="engine",
         assumptions=tuple(notes),
         settings=closed.settings,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from . import architectures, formats, mixes, planner, units
 
-PARTS = ("weights", "kv", "compute", "output", "overhead", "repacked")
+PARTS = ("weights", "vision", "kv", "compute", "output", "overhead", "repacked")
 # Measured as resident memory of a llama-cpp-python process: see "overhead" in `overhead_bytes`.
 PROCESS_BYTES = 43 * units.MB
 VOCABULARY_BYTES_PER_TOKEN = {"bpe": 370, "spm": 165}
@@ -113,6 +113,11 @@ def _check_heads(settings, spec):
                 f"{name} is {block.name.lower()}, which stores {block.block_length} values together; the heads of "
                 f"{spec.name} have {head}. Use f16."
             )
+    if spec.kv_lora_rank and settings.cache_type_k != settings.cache_type_v:
+        raise ValueError(
+            f"cache_type_k is {settings.cache_type_k!r} and cache_type_v {settings.cache_type_v!r}; {spec.name} stores "
+            "keys and values in one (MLA), so they must be equal."
+        )
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,7 @@ class Estimate:
     overhead_bytes: int
     source: str
     repacked_bytes: int = 0
+    vision_bytes: int = 0
     assumptions: tuple[str, ...] = ()
     by_device: dict = field(default_factory=dict)
     settings: dict = field(default_factory=dict)
@@ -252,6 +258,7 @@ def quantization_name(quantization):
 def _on_cpu(spec, quantization, settings, resolved, weights):
     return {
         "weights": weights,
+        "vision": vision_bytes(spec),
         "kv": kv_cache_bytes(spec, settings),
         "compute": planner.plan(spec, settings, resolved).n_bytes,
         "output": output_bytes(spec, settings),
@@ -298,11 +305,21 @@ def _sum_bytes(spec, types):
     return sum(formats.tensor_bytes(types[tensor.name], tensor.shape) for tensor in tensors)
 
 
+def vision_bytes(spec):
+    """Bytes of the part that sees images: a file of its own (mmproj), usually kept at 16 bits.
+
+    >>> from helpers import models
+    >>> vision_bytes(models.get("qwen2.5-vl-7b")) == 2 * 676_550_144
+    True
+    """
+    return units.bytes_from_bits(spec.n_params_vision, 16)
+
+
 def kv_cache_bytes(spec, settings):
     """Bytes of the key-value cache, which llama.cpp reserves whole at load.
 
     Formula, per layer: cells x KV heads x (head size of K x bytes of K + head size of V x bytes of V); a sliding-window
-    layer has fewer cells. Exact for plain attention. Source: llama-kv-cache.cpp.
+    layer has fewer cells, and MLA stores no values of their own. Exact for all families here. Source: llama-kv-cache.cpp.
 
     >>> from helpers import models
     >>> kv_cache_bytes(models.get("tinyllama-1.1b"), Settings(n_ctx=2048)) == 2048 * 22 * 4 * (64 + 64) * 2
@@ -319,6 +336,8 @@ def _kv_layer_bytes(spec, settings, resolved, layer):
     cells = resolved.window_cells if spec.is_windowed(layer) else resolved.n_ctx_seq
     heads = spec.kv_heads(layer)
     row = formats.row_bytes(settings.cache_type_k, heads * spec.n_embd_head_k)
+    if spec.kv_lora_rank:  # MLA: the values are a part of the keys
+        return row * cells * resolved.n_stream
     if not settings.flash_attn:  # values are stored transposed, as wide as in the widest layer
         heads = spec.most_kv_heads
     row += formats.row_bytes(settings.cache_type_v, heads * spec.n_embd_head_v)
@@ -444,6 +463,7 @@ def _by_device(spec, quantization, settings, resolved, weights):
     host_compute = 4 * resolved.n_tokens * spec.n_embd + 2 * resolved.n_tokens * resolved.n_ctx_seq
     cpu = {
         "weights": weights - gpu_weights + copied,
+        "vision": 0,
         "kv": sum(kv[:first]),
         "compute": compute if first else host_compute,
         "output": output_bytes(spec, settings),
@@ -452,6 +472,7 @@ def _by_device(spec, quantization, settings, resolved, weights):
     }
     gpu = {
         "weights": gpu_weights,
+        "vision": vision_bytes(spec),
         "kv": sum(kv[first:]),
         "compute": compute,
         "output": 0,
@@ -487,6 +508,9 @@ def _assumptions(spec, settings):
         yield f"{name} was trained for {spec.n_ctx_train:,} tokens; beyond that its answers get worse."
     if spec.tokenizer not in VOCABULARY_BYTES_PER_TOKEN:
         yield f"Tokenizer {spec.tokenizer!r} is unknown; its memory is counted as byte-pair."
+    if spec.n_params_vision:
+        size = units.show(vision_bytes(spec))
+        yield f"Includes {size} for the part that sees images (the mmproj file); without it the model is text only."
     if settings.repack is True:
         yield "Repacking is counted for a laptop processor with AVX2."
 
@@ -521,11 +545,14 @@ def _weights_text(spec, quantization):
 def _kv_text(spec, settings, resolved):
     k, v = (formats.block_type(kind) for kind in (settings.cache_type_k, settings.cache_type_v))
     heads = "/".join(map(str, sorted({spec.kv_heads(layer) for layer in range(spec.n_layer)})))
+    windowed = sum(spec.is_windowed(layer) for layer in range(spec.n_layer))
+    if spec.kv_lora_rank:
+        per_token = f"{spec.n_embd_head_k} x {k.bytes_per_weight:g} B (keys and values in one, MLA)"
+        return f"{resolved.n_ctx_seq:,} cells x {spec.n_layer} layers x {per_token}"
     per_token = (
         f"{heads} KV heads x ({spec.n_embd_head_k} x {k.bytes_per_weight:g} B"
         f" + {spec.n_embd_head_v} x {v.bytes_per_weight:g} B)"
     )
-    windowed = sum(spec.is_windowed(layer) for layer in range(spec.n_layer))
     slots = f" x {resolved.n_stream} slots" if resolved.n_stream > 1 else ""
     full = f"{resolved.n_ctx_seq:,} cells x {spec.n_layer - windowed} layers"
     if windowed:

@@ -8,17 +8,21 @@ from pathlib import Path
 
 from .architectures import ModelSpec
 
-CATALOGUE = Path(__file__).with_name("data") / "models.toml"
+DATA = Path(__file__).with_name("data")
 FIELDS = {field.name for field in fields(ModelSpec)}
 
 
 @functools.cache
-def _tables():
+def _toml(name):
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
-    return tomllib.loads(CATALOGUE.read_text(encoding="utf-8"))
+    return tomllib.loads((DATA / name).read_text(encoding="utf-8"))
+
+
+def _tables():
+    return _toml("models.toml")
 
 
 @functools.cache
@@ -41,19 +45,57 @@ def names():
 
 
 def get(name):
-    """The `ModelSpec` called `name` (any case; spaces, underscores and hyphens alike).
+    """The `ModelSpec` called `name` (any case; spaces, underscores and hyphens alike), or by its Ollama tag.
 
-    Raises `KeyError` naming the near matches.
+    Raises `KeyError`: for a name that means no model it says which one is meant, and why; else the near matches.
 
     >>> get("llama-3.1-8b").n_params
     8030261312
+    >>> get("qwen2.5:7b").name
+    'qwen2.5-7b'
     """
-    key = str(name).strip().lower().replace("_", "-").replace(" ", "-")
+    spec, explanation, is_wrong = _look_up(name)
+    if is_wrong:
+        raise KeyError(f"There is no model called {name!r}. {explanation} Type models.get({spec.name!r}).")
+    return spec
+
+
+def resolve(name):
+    """`(ModelSpec, explanation)`: as `get`, but a wrong name gives the right model and says why.
+
+    >>> resolve("Gemma 2 4B")[0].name
+    'gemma-2-2b'
+    >>> resolve("mistral:7b")[1]
+    "mistral:7b is Ollama's name for Mistral 7B v0.3; it serves Q4_K_M."
+    """
+    return _look_up(name)[:2]
+
+
+def _look_up(name):
+    """(spec, explanation, whether the name was wrong)."""
+    key = _key(name)
     if key in _specs():
-        return _specs()[key]
+        return _specs()[key], "", False
+    tags = _ollama_tags()
+    if key in tags:
+        spec = tags[key]
+        serves = f"; it serves {spec.ollama_quantization}" if spec.ollama_quantization else ""
+        return spec, f"{str(name).strip()} is Ollama's name for {spec.title}{serves}.", False
+    for wrong, table in _toml("names.toml").items():
+        if key in map(_key, (wrong, *table.get("also", ()))):
+            return _specs()[table["means"]], table["why"], True
     near = difflib.get_close_matches(key, _specs(), n=3, cutoff=0.4)
     hint = f"Near matches: {', '.join(near)}." if near else "models.names() lists them all."
     raise KeyError(f"No model called {name!r} in the catalogue. {hint}")
+
+
+def _key(name):
+    return str(name).strip().lower().replace("_", "-").replace(" ", "-")
+
+
+@functools.cache
+def _ollama_tags():
+    return {_key(spec.ollama): spec for spec in _specs().values() if spec.ollama}
 
 
 def published_params(name):

@@ -47,7 +47,7 @@ def test_spellings(spelling):
     assert models.get(spelling).name == "llama-3.1-8b"
 
 
-@pytest.mark.parametrize("name", ["llama-3-8b", "llama31-8b"])
+@pytest.mark.parametrize("name", ["llama-3.1-8bb", "llama31-8b"])
 def test_near_matches_are_named(name):
     with pytest.raises(KeyError, match="llama-3.1-8b"):
         models.get(name)
@@ -57,3 +57,28 @@ def test_near_matches_are_named(name):
 def test_far_names_say_where_to_look(name):
     with pytest.raises(KeyError, match=r"models\.names\(\)|Near matches"):
         models.get(name)
+
+
+WRONG = {"Gemma 2 4B": "gemma-2-2b", "gemma2:7b": "gemma-7b", "deepseek-coder-v2:6.7b": "deepseek-coder-6.7b",
+         "llama3:8b-instruct": "llama-3-8b", "qwen3:1.7b-fp8": "qwen3-1.7b"}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong, right", WRONG.items())
+def test_a_name_that_means_no_model_is_explained(wrong, right):
+    spec, why = models.resolve(wrong)
+    assert spec.name == right and len(why) > 40
+    with pytest.raises(KeyError, match=right):
+        models.get(wrong)
+
+
+def test_every_wrong_name_means_a_model_and_has_a_source():
+    for table in models._toml("names.toml").values():
+        assert table["means"] in models.names() and table["why"].endswith((".", ")")) and table["source"]
+
+
+def test_ollamas_names_resolve_to_one_model_each():
+    tags = [models.get(name).ollama for name in models.names() if models.get(name).ollama]
+    assert len(tags) == len(set(tags))
+    for tag in tags:
+        assert models.get(tag).ollama == tag
+    assert models.resolve("smollm2:1.7b")[1].endswith("it serves Q8_0.")
