@@ -62,7 +62,7 @@ class ModelSpec:
         >>> models.get("smollm2-135m").n_params
         134515008
         """
-        return sum(math.prod(t.shape) for t in tensors(self))
+        return _n_params(self)
 
     def kv_heads(self, layer):
         """KV heads of one layer (a count)."""
@@ -119,6 +119,11 @@ FAMILIES = {
     "gptneox": frozenset({"qkv", "qkv_bias", "out_bias", "norm_bias", "ffn_bias", "no_gate", "as_wide"}),
     "gpt2": frozenset({"qkv", "qkv_bias", "out_bias", "norm_bias", "ffn_bias", "no_gate", "positions", "as_wide"}),
 }
+
+
+@functools.lru_cache(maxsize=1024)
+def _n_params(spec):
+    return sum(math.prod(tensor.shape) for tensor in tensors(spec))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,5 +1,7 @@
 """The same choice elsewhere: the cell of Python, the llama-server command, the Ollama Modelfile. Text only."""
 
+import shlex
+
 from . import memory
 
 OLLAMA_SERVES = (
@@ -37,12 +39,15 @@ def python_cell(spec, quantization, settings):
 def llama_server(spec, quantization, settings):
     """The `llama-server` command that runs this choice; put your own file's path in.
 
+    Left alone it keeps a second, repacked copy of many weights, so a choice without one says so. The number of outputs
+    is no option of its: it sets that by itself.
+
     >>> from helpers import models
-    >>> llama_server(models.get("qwen3-8b"), "Q4_K_M", memory.Settings(n_ctx=8192, cache_type_k="q8_0", cache_type_v="q8_0"))
-    'llama-server --model qwen3-8b-Q4_K_M.gguf --ctx-size 8192 --parallel 1 --flash-attn on --cache-type-k q8_0 --cache-type-v q8_0'
+    >>> print(llama_server(models.get("qwen3-8b"), "Q4_K_M", memory.Settings(n_ctx=8192)))
+    llama-server --model qwen3-8b-Q4_K_M.gguf --ctx-size 8192 --parallel 1 --flash-attn on --no-repack
     """
     options = [
-        ("--model", f"{spec.name}-{quantization}.gguf"),
+        ("--model", shlex.quote(f"{spec.name}-{quantization}.gguf")),
         ("--ctx-size", settings.n_ctx),
         ("--parallel", settings.n_parallel),
         ("--flash-attn", "on" if settings.flash_attn else "off"),
@@ -57,7 +62,10 @@ def llama_server(spec, quantization, settings):
             options.append((option, getattr(settings, name)))
     if settings.n_gpu_layers:
         options.append(("--n-gpu-layers", 999 if settings.n_gpu_layers < 0 else settings.n_gpu_layers))
-    return " ".join(["llama-server", *(f"{option} {value}" for option, value in options)])
+    switches = (("--kv-unified", settings.kv_unified), ("--swa-full", settings.swa_full))
+    switches += (("--no-repack", not settings.repack),)
+    words = [*(f"{option} {value}" for option, value in options), *(name for name, on in switches if on)]
+    return " ".join(["llama-server", *words])
 
 
 def ollama_tag(spec, quantization):
@@ -76,7 +84,9 @@ def ollama_tag(spec, quantization):
 
 
 def modelfile(spec, quantization, settings):
-    """The Ollama Modelfile of this choice; the cache type is a setting of the server, so it stands in a comment.
+    """The Ollama Modelfile of this choice; what is a setting of Ollama's server stands in a comment.
+
+    Ollama counts the context per slot, llama.cpp for all slots together.
 
     >>> from helpers import models
     >>> print(modelfile(models.get("qwen3-8b"), "Q4_K_M", memory.Settings(n_ctx=8192)))
@@ -84,13 +94,16 @@ def modelfile(spec, quantization, settings):
     PARAMETER num_ctx 8192
     """
     tag = ollama_tag(spec, quantization)
-    lines = [f"FROM {tag or f'./{spec.name}-{quantization}.gguf'}", f"PARAMETER num_ctx {settings.n_ctx}"]
+    n_ctx = (settings.n_ctx or spec.n_ctx_train) // settings.n_parallel
+    lines = [f"FROM {tag or f'./{spec.name}-{quantization}.gguf'}", f"PARAMETER num_ctx {n_ctx}"]
     if settings.n_gpu_layers:
         lines.append(f"PARAMETER num_gpu {999 if settings.n_gpu_layers < 0 else settings.n_gpu_layers}")
     if settings.n_ubatch != DEFAULTS.n_ubatch:
         lines.append(f"PARAMETER num_batch {settings.n_ubatch}")
     server = []
-    if settings.cache_type_k != "f16":
+    if not settings.flash_attn:
+        server.append("OLLAMA_FLASH_ATTENTION=0")
+    elif settings.cache_type_k != "f16":
         server.append(f"OLLAMA_KV_CACHE_TYPE={settings.cache_type_k} OLLAMA_FLASH_ATTENTION=1")
     if settings.n_parallel > 1:
         server.append(f"OLLAMA_NUM_PARALLEL={settings.n_parallel}")

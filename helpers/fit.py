@@ -3,6 +3,7 @@
 The machine is passed in, so one can ask for a neighbour's laptop as well as for this one.
 """
 
+import functools
 import html
 from dataclasses import dataclass, field
 
@@ -16,8 +17,9 @@ SAYS = {
     "swaps": "would run from disk, very slowly",
     "no": "does not fit",
 }
-# Below this share of the limit, or this many bytes, a browser tab more or less decides.
-TIGHT_SHARE, TIGHT_BYTES = 0.05, 512 * units.MIB
+# With less than this to spare, a browser tab more or less decides: 512 MiB, or an eighth of what is free where that is
+# less than 4 GiB, or 5 % where it is a lot. The three meet, so that more free memory never makes a verdict worse.
+TIGHT_BYTES, TIGHT_SHARE_OF_LITTLE, TIGHT_SHARE = 512 * units.MIB, 1 / 8, 0.05
 LADDER = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_XS", "Q2_K")
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
@@ -38,7 +40,7 @@ class Lever:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an estimate fits a machine. `status` is "fits", "tight", "swaps" or "no"; bytes are of the binding limit."""
+    """Whether an estimate fits a machine: "fits", "tight", "swaps" or "no"; bytes are those of the binding limit."""
 
     status: str
     sentence: str
@@ -77,10 +79,11 @@ def verdict(estimate, machine):
 
     Notes
     -----
-    "fits": needed <= free; "tight": less than 5 % or 512 MiB of the free memory stays; "swaps": other programs must be
-    pushed out to disk, or weights read from disk again for every token; "no": the parts that cannot be dropped exceed
-    what is free, or everything exceeds what the machine has. *When it misleads*: free memory changes by the minute, and
-    a memory-mapped model that is a little too large runs, slowly.
+    "fits": needed <= free; "tight": it fits, but less than 512 MiB stay free (an eighth of the free memory where that
+    is below 4 GiB, 5 % where it is above 10 GiB; of video memory 5 %); "swaps": other programs must be pushed out to
+    disk, or weights read from disk again for every token; "no": the parts that cannot be dropped exceed what is free
+    and the free swap, or everything exceeds what the machine has and the free swap. *When it misleads*: free memory
+    changes by the minute, and a memory-mapped model that is a little too large runs, slowly.
 
     >>> from helpers import hardware, models
     >>> laptop = hardware.Machine.pretend("laptop", ram_available_bytes=5 * units.GIB, ram_total_bytes=8 * units.GIB)
@@ -111,20 +114,22 @@ def _ram(estimate, machine):
     free, total, swap = machine.ram_available_bytes, machine.ram_total_bytes, machine.swap_free_bytes
     fixed = needed - parts["weights"]  # file pages may be dropped and read again; the rest may only go to swap
     if needed <= free:
-        status = "tight" if free - needed < max(TIGHT_BYTES if free > 4 * TIGHT_BYTES else 0, TIGHT_SHARE * free) else "fits"
+        least = max(min(TIGHT_BYTES, TIGHT_SHARE_OF_LITTLE * free), TIGHT_SHARE * free)
+        status = "tight" if free - needed < least else "fits"
     elif fixed > free + swap or needed > total + swap:
         status = "no"
     else:
         status = "swaps"
     used = max(total - free, 0)
-    reasons = [f"Memory: {units.show(total)} in all, {units.show(used)} used by other programs, {units.show(free)} free."]
+    whole = f"{units.show(total)} in all, {units.show(used)} used by other programs"
+    reasons = [f"Memory: {whole}, {units.show(free)} free."]
     if status == "swaps":
         reasons.append(f"Close other programs to free {units.show(needed - free)}, or pull a lever.")
     return _limit("memory", status, needed, free, total, reasons)
 
 
 def _vram(estimate, machine):
-    needed = sum(estimate.by_device["gpu"].values())
+    needed = sum(estimate.by_device["gpu"].values()) if estimate.by_device else 0
     gpus = machine.gpus
     free = sum(gpu.vram_free_bytes for gpu in gpus)
     total = sum(gpu.vram_total_bytes for gpu in gpus)
@@ -141,14 +146,15 @@ def _limit(name, status, needed, free, total, reasons):
     where = "" if name == "memory" else " of video memory"
     difference = units.show(abs(free - needed))
     if needed <= free:
-        sentence = f"Needs {units.show(needed)} of the {units.show(free)}{where} free: {SAYS[status]}, {difference} spare."
+        have, rest = f"of the {units.show(free)}{where} free", "spare"
     else:
-        sentence = f"Needs {units.show(needed)} but only {units.show(free)}{where} is free: {SAYS[status]}, {difference} too much."
+        have, rest = f"but only {units.show(free)}{where} is free", "too much"
+    sentence = f"Needs {units.show(needed)} {have}: {SAYS[status]}, {difference} {rest}."
     return Verdict(status, sentence, name, needed, free, total, tuple(reasons))
 
 
 def levers(estimate, machine):
-    """Changes that save memory, largest saving first; each is tried alone and judged on this machine.
+    """Changes that save memory where it binds, largest saving first; each is tried alone and judged on this machine.
 
     >>> from helpers import hardware, models
     >>> laptop = hardware.Machine.pretend("laptop", ram_available_bytes=5 * units.GIB)
@@ -158,7 +164,8 @@ def levers(estimate, machine):
     """
     if estimate.spec is None:
         return []
-    found = (_try(estimate, machine, *candidate) for candidate in _candidates(estimate, machine))
+    start = apply(estimate, {}) or estimate  # the engine's figures are not set against the formula's
+    found = (_try(start, machine, *candidate) for candidate in _candidates(start, machine))
     useful = [lever for lever in found if lever and lever.saved_bytes > 0]
     return sorted(useful, key=lambda lever: -lever.saved_bytes)
 
@@ -173,9 +180,9 @@ def _candidates(estimate, machine):
     if shorter:
         best = _first_fitting(estimate, machine, [{"n_ctx": n} for n in reversed(shorter)]) or {"n_ctx": shorter[-1]}
         yield f"context {best['n_ctx']:,} tokens", best, "forgets the start of a long text sooner"
-    if settings["cache_type_k"] == "f16" and not spec.n_embd_head_k % 32 and not spec.n_embd_head_v % 32:
+    if settings["cache_type_k"] == "f16":
         change = {"cache_type_k": "q8_0", "cache_type_v": "q8_0", "flash_attn": True}
-        yield "cache q8_0", change, "hardly measurable in answers"
+        yield "cache q8_0", change, "hardly measurable in answers"  # `_try` drops it where heads are no whole blocks
     if not settings["flash_attn"]:
         yield "flash attention on", {"flash_attn": True}, "none: the same results, often faster"
     if settings["n_ubatch"] > 128:
@@ -184,8 +191,11 @@ def _candidates(estimate, machine):
         change = {"n_outputs_max": settings["n_parallel"]}
         yield f"n_outputs {settings['n_parallel']}", change, "none for chat: only the last token's scores are kept"
     if settings["n_parallel"] > 1:
-        yield "one slot", {"n_parallel": 1}, "one conversation at a time"
-    if settings["n_gpu_layers"] and estimate.by_device and machine.gpus:
+        change = {"n_parallel": 1, **({"n_outputs_max": 1} if settings["n_outputs_max"] else {})}
+        yield "one slot", change, "one conversation at a time"
+    if settings["repack"]:
+        yield "no repacking", {"repack": False}, "reads long prompts more slowly"
+    if settings["n_gpu_layers"] and estimate.by_device:
         yield from _fewer_gpu_layers(estimate, machine)
     yield from _smaller_model(estimate, machine)
 
@@ -194,24 +204,32 @@ def _smaller_quantizations(estimate, machine):
     size = memory.weights_bytes(estimate.spec, estimate.quantization)
     smaller = [name for name in LADDER if memory.weights_bytes(estimate.spec, name) < 0.98 * size]
     if smaller:
-        best = _first_fitting(estimate, machine, [{"quantization": name} for name in smaller]) or {"quantization": smaller[0]}
+        changes = [{"quantization": name} for name in smaller]
+        best = _first_fitting(estimate, machine, changes) or changes[0]
         name = best["quantization"]
         yield f"quantization {name}", best, formats.quantization(name).says.split(": ")[-1]
 
 
 def _smaller_model(estimate, machine):
     spec = estimate.spec
+    try:
+        n_params = spec.n_params
+    except ValueError:  # a family whose tensors are not known here
+        return
     quantization = estimate.quantization if isinstance(estimate.quantization, str) else "Q4_K_M"
     long_enough = min(estimate.settings["n_ctx"] or spec.n_ctx_train, spec.n_ctx_train)
-    smaller = [
-        name
-        for name in reversed(models.names())
-        if models.get(name).n_params < 0.8 * spec.n_params and models.get(name).n_ctx_train >= long_enough
-    ]
+    smaller = [name for name, count, n_ctx in _catalogue() if count < 0.8 * n_params and n_ctx >= long_enough]
     if smaller:
         changes = [{"model": name, "quantization": quantization} for name in smaller]
         best = _first_fitting(estimate, machine, changes) or changes[-1]
         yield f"model {models.get(best['model']).title}", best, "knows and reasons less"
+
+
+@functools.cache  # adding up the tensors of every model takes longer than all the rest of a verdict
+def _catalogue():
+    """(name, parameters, context in tokens) of every model, largest first."""
+    specs = ((name, models.get(name)) for name in reversed(models.names()))
+    return tuple((name, spec.n_params, spec.n_ctx_train) for name, spec in specs)
 
 
 def _fewer_gpu_layers(estimate, machine):
@@ -234,11 +252,9 @@ def _try(estimate, machine, name, change, cost):
     changed = apply(estimate, change)
     if changed is None:
         return None
-    before, after = judge(estimate, machine), judge(changed, machine)
-    saved = estimate.total_bytes - changed.total_bytes
-    if before.limit == "video memory" and after.limit == before.limit:
-        saved = before.needed_bytes - after.needed_bytes
-    return Lever(name, change, saved, cost, after.status)
+    binding = _vram if judge(estimate, machine).limit == "video memory" else _ram
+    saved = binding(estimate, machine).needed_bytes - binding(changed, machine).needed_bytes
+    return Lever(name, change, saved, cost, judge(changed, machine).status)
 
 
 def apply(estimate, change):

@@ -523,7 +523,7 @@ def arithmetic(spec, quantization, settings):
     '2,048 cells x 22 layers x 4 KV heads x (64 x 2 B + 64 x 2 B)'
     """
     resolved = settings.resolve(spec)
-    return [
+    rows = [
         ("weights", *_weights_text(spec, quantization)),
         ("kv", _kv_text(spec, settings, resolved), kv_cache_bytes(spec, settings)),
         ("compute", *_compute_text(spec, settings, resolved)),
@@ -534,6 +534,12 @@ def arithmetic(spec, quantization, settings):
             overhead_bytes(spec),
         ),
     ]
+    if spec.n_params_vision:
+        rows.insert(1, ("vision", f"{spec.n_params_vision:,} weights x 16 bits / 8", vision_bytes(spec)))
+    if settings.repack and not isinstance(quantization, int):
+        text = "the tensors that the processor wants in another order, stored once more"
+        rows.append(("repacked", text, repacked_bytes(spec, quantization, settings.repack)))
+    return rows
 
 
 def _weights_text(spec, quantization):

@@ -41,6 +41,11 @@ def names():
     >>> names()[0]
     'smollm2-135m'
     """
+    return list(_sorted_names())
+
+
+@functools.cache
+def _sorted_names():
     return sorted(_specs(), key=lambda name: _specs()[name].n_params)
 
 

@@ -4,11 +4,13 @@ Callbacks may run in other threads than the cell, so each panel has one lock; an
 invisible, so it is shown where the result would be.
 """
 
+import collections
+import contextlib
 import functools
 import threading
 import time
 
-from . import commands, engine, figures, fit, hardware, memory, models, units
+from . import commands, engine, figures, fit, formats, hardware, memory, models, units
 from .need import need
 
 CONTEXTS = (512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152, 65536, 98304, 131072)
@@ -16,6 +18,14 @@ QUANTIZATIONS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", 
                  "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_XS", "Q2_K", "IQ2_M")  # fmt: skip
 N_LEVERS = 3
 VIEWS = ("Numbers", "Arithmetic", "Code and commands")
+UNDO_AT_MOST = 200
+ONE_ROW = {"display": "flex", "flex_flow": "row wrap", "align_items": "center", "width": "auto"}
+NO_ENGINE = "llama-cpp-python is not installed, so the engine cannot be asked; the formula stands alone."
+WIDGETS = {  # a setting of a lever -> the input that holds it
+    "model": "model", "quantization": "quantization", "n_ctx": "n_ctx", "cache_type_k": "cache",
+    "cache_type_v": "cache", "flash_attn": "flash", "n_parallel": "slots", "n_ubatch": "ubatch",
+    "n_outputs_max": "last_only", "n_gpu_layers": "gpu_layers", "repack": "repack",
+}  # fmt: skip
 
 
 def fit_panel(machine=None, model="llama-3.1-8b", quantization="Q4_K_M", n_ctx=8192, ask_engine=True):
@@ -41,7 +51,8 @@ def fit_view(choice, machine, asked=None, note=""):
     `choice` has "model", "quantization" and any of `memory.Settings`; `asked` is the engine's Estimate or None.
     """
     spec = models.get(choice["model"])
-    settings = memory.Settings(**{name: value for name, value in choice.items() if name not in ("model", "quantization")})
+    others = {name: value for name, value in choice.items() if name not in ("model", "quantization")}
+    settings = memory.Settings(**others)
     needs = memory.estimate(spec, choice["quantization"], **vars(settings))
     verdict = fit.verdict(needs, machine)
     rows = fit.ladder(spec, machine, **vars(settings))
@@ -55,15 +66,19 @@ def fit_view(choice, machine, asked=None, note=""):
         ("llama.cpp", commands.llama_server(spec, choice["quantization"], settings)),
         ("Ollama Modelfile", commands.modelfile(spec, choice["quantization"], settings)),
     )
-    numbers = figures.parts_table_html(needs, asked, note, rule_bytes=fit.rule_of_thumb_bytes(needs))
     return {
         "estimate": needs,
         "verdict": verdict,
         "result": result,
-        "Numbers": figures.page(numbers, figures.reasons_html(verdict, needs)),
+        "Numbers": _numbers(needs, verdict, asked, note),
         "Arithmetic": figures.page(figures.arithmetic_html(spec, choice["quantization"], settings)),
         "Code and commands": figures.page(figures.code_html(pieces)),
     }
+
+
+def _numbers(needs, verdict, asked, note):
+    table = figures.parts_table_html(needs, asked, note, rule_bytes=fit.rule_of_thumb_bytes(needs))
+    return figures.page(table, figures.reasons_html(verdict, needs))
 
 
 def _shown(method):
@@ -75,7 +90,7 @@ def _shown(method):
             try:
                 return method(self, *args)
             except Exception as error:
-                self.result.value = figures.error_html(error)
+                self._fail(error)
 
     return run
 
@@ -86,14 +101,16 @@ class _FitPanel:
         self.lock = threading.RLock()
         self.here = machine
         self.ask_engine = ask_engine and engine.available()
+        self.why_not = NO_ENGINE if ask_engine else "The engine was not to be asked; the formula stands alone."
         self.engine_warm = False
         self.quiet = False
-        self.past = []
+        self.shown = None
+        self.past = collections.deque(maxlen=UNDO_AT_MOST)
         self._make_choice(model, quantization, n_ctx)
         self._make_machine(machine)
         self._make_result()
         self.box = self._assemble()
-        self.last = self._choice()
+        self.last = self._state()
         self._refresh()
         self._observe()
         if self.ask_engine:
@@ -103,13 +120,15 @@ class _FitPanel:
 
     def _make_choice(self, model, quantization, n_ctx):
         w, wide = self.w, {"description_width": "92px"}
+        quantization = formats.quantization(quantization).name
         self.model = w.Combobox(
             value=model, options=models.names(), description="Model", continuous_update=False, style=wide,
             layout={"width": "300px"}, tooltip="Type to search; empty the field to see all",
         )  # fmt: skip
         self.quantization = w.Dropdown(
-            value=quantization, options=QUANTIZATIONS, description="Quantization", style=wide, layout={"width": "220px"}
-        )
+            value=quantization, options=tuple(dict.fromkeys((*QUANTIZATIONS, quantization))),
+            description="Quantization", style=wide, layout={"width": "220px"},
+        )  # fmt: skip
         self.context = w.SelectionSlider(
             value=min(CONTEXTS, key=lambda n: abs(n - n_ctx)), options=[(f"{n:,}", n) for n in CONTEXTS],
             description="Context", readout=False, style=wide, layout={"width": "400px"},
@@ -120,31 +139,33 @@ class _FitPanel:
         )  # fmt: skip
         self.cache = w.Dropdown(value="f16", options=("f16", "q8_0", "q4_0"), description="Cache type", style=wide,
                                 layout={"width": "180px"})  # fmt: skip
-        self.flash = w.Checkbox(value=True, description="flash attention", indent=False, layout={"width": "130px"})
+        self.flash = w.Checkbox(value=True, description="flash attention", indent=False,
+                                layout={"width": "135px", "margin": "2px 2px 2px 14px"})  # fmt: skip
         self.last_only = w.Checkbox(value=False, description="last token's scores only", indent=False,
                                     layout={"width": "185px"})  # fmt: skip
         self.slots = w.BoundedIntText(value=1, min=1, max=64, description="Slots", style={"description_width": "40px"},
                                       layout={"width": "100px"})  # fmt: skip
         self.ubatch = w.Dropdown(value=512, options=(64, 128, 256, 512, 1024, 2048), description="Micro-batch",
                                  style={"description_width": "80px"}, layout={"width": "170px"})  # fmt: skip
-        self.repack = w.Checkbox(value=False, description="repacking CPU build", indent=False, layout={"width": "160px"})
+        self.repack = w.Checkbox(value=False, description="repacking CPU build", indent=False,
+                                 layout={"width": "160px"})  # fmt: skip
         self.gpu_layers = w.BoundedIntText(value=0, min=0, max=200, description="GPU layers",
                                            style={"description_width": "75px"}, layout={"width": "150px"})  # fmt: skip
 
     def _make_machine(self, machine):
         w = self.w
         self.which = w.ToggleButtons(
-            options=(("this computer", "here"), ("another computer", "other")), value="here",
-            style={"button_width": "150px"},
+            options=(("this computer", "here"), ("another computer", "other")), value="here", description="Judge by",
+            style={"button_width": "150px", "description_width": "75px"}, layout=ONE_ROW,
         )  # fmt: skip
         gib = {"min": 0.5, "max": 512.0, "step": 0.5}
         short = {"description_width": "92px"}
         self.ram_slider = w.FloatSlider(value=8.0, min=1, max=128, step=0.5, description="Free RAM", readout=False,
-                                        style=short, layout={"width": "300px"})  # fmt: skip
+                                        style=short, layout={"width": "270px"})  # fmt: skip
         self.ram = w.BoundedFloatText(value=8.0, description="GiB RAM", **gib, layout={"width": "150px"},
                                       style={"description_width": "60px"})  # fmt: skip
         self.vram_slider = w.FloatSlider(value=0.0, min=0, max=96, step=0.5, description="Free VRAM", readout=False,
-                                         style={"description_width": "75px"}, layout={"width": "240px"})  # fmt: skip
+                                         style={"description_width": "75px"}, layout={"width": "215px"})  # fmt: skip
         self.vram = w.BoundedFloatText(value=0.0, min=0, max=512, step=0.5, description="GiB VRAM",
                                        layout={"width": "150px"}, style={"description_width": "65px"})  # fmt: skip
         self.again = w.Button(description="look again", tooltip="Read this computer's free memory again",
@@ -152,17 +173,20 @@ class _FitPanel:
 
     def _make_result(self):
         w = self.w
-        self.result = w.HTML(layout={"min_height": "212px", "width": "100%"})
+        self.result = w.HTML(layout={"min_height": "236px"})
         self.levers = [w.Button(layout={"width": "auto", "max_width": "320px"}) for _ in range(N_LEVERS)]
-        self.undo = w.Button(description="undo", disabled=True, tooltip="Take the last change back", layout={"width": "80px"})
-        self.view = w.ToggleButtons(options=VIEWS, value=VIEWS[0], style={"button_width": "170px"})
-        self.details = w.HTML(layout={"height": "236px", "overflow": "auto", "width": "100%"})
+        self.undo = w.Button(description="undo", disabled=True, tooltip="Take the last change back",
+                             layout={"width": "80px"})  # fmt: skip
+        self.view = w.ToggleButtons(options=VIEWS, value=VIEWS[0], description="Show",
+                                    style={"button_width": "170px", "description_width": "75px"},
+                                    layout=ONE_ROW)  # fmt: skip
+        self.details = w.HTML(layout={"height": "236px", "overflow": "auto"})
 
     def _assemble(self):
         w, row = self.w, {"flex_flow": "row wrap", "align_items": "center"}
         self.other_row = w.HBox([self.ram_slider, self.ram, self.vram_slider, self.vram], layout=row)
         lever_row = w.HBox([w.HTML("<b>Save memory:</b>"), *self.levers], layout=row)
-        machine_row = w.HBox([w.HTML("<b>Judge by:</b>"), self.which, self.again, self.undo], layout=row)
+        machine_row = w.HBox([self.which, self.again, self.undo], layout=row)
         box = w.VBox(
             [
                 w.HBox([self.model, self.quantization, self.cache], layout=row),
@@ -206,33 +230,31 @@ class _FitPanel:
             "another computer", units.from_gib(self.ram.value), vram_bytes=units.from_gib(self.vram.value)
         )
 
-    def _set(self, choice):
-        """Put a choice into the widgets without a redraw for each of them."""
+    @property
+    def inputs(self):
+        """Every widget that a person sets, by name."""
+        names = (*dict.fromkeys(WIDGETS.values()), "which", "ram", "vram")
+        return {name: getattr(self, name) for name in names}
+
+    def _state(self):
+        return {name: widget.value for name, widget in self.inputs.items()}
+
+    def _put(self, state):
+        """Put a state into the widgets without a redraw for each of them."""
         self.quiet = True
         try:
-            self.model.value = choice["model"]
-            self.quantization.value = choice["quantization"]
-            self.n_ctx.value = choice["n_ctx"]
-            self._move_slider()
-            self.cache.value = choice["cache_type_k"]
-            self.flash.value = choice["flash_attn"]
-            self.slots.value = choice["n_parallel"]
-            self.ubatch.value = choice["n_ubatch"]
-            self.last_only.value = choice["n_outputs_max"] > 0
-            self.gpu_layers.value = max(choice["n_gpu_layers"], 0)
+            for name, value in state.items():
+                self.inputs[name].value = value
+            self._move_sliders()
         finally:
             self.quiet = False
 
     # wiring
 
     def _observe(self):
-        self.context.observe(self._slider_moved, "value")
-        self.n_ctx.observe(self._typed_context, "value")
-        self.w.jslink((self.ram_slider, "value"), (self.ram, "value"))
-        self.w.jslink((self.vram_slider, "value"), (self.vram, "value"))
-        inputs = (self.model, self.quantization, self.cache, self.flash, self.last_only, self.slots, self.ubatch,
-                  self.repack, self.gpu_layers, self.which, self.ram, self.vram)  # fmt: skip
-        for widget in inputs:
+        for slider, field in self._pairs():
+            slider.observe(functools.partial(self._slider_moved, field), "value")
+        for widget in self.inputs.values():
             widget.observe(self._changed, "value")
         self.view.observe(self._view_changed, "value")
         for index, button in enumerate(self.levers):
@@ -240,69 +262,91 @@ class _FitPanel:
         self.undo.on_click(self._undo)
         self.again.on_click(self._look_again)
 
-    @_shown
-    def _slider_moved(self, change):
-        if not self.quiet and self.n_ctx.value != change["new"]:
-            self.n_ctx.value = change["new"]
+    def _pairs(self):
+        """Sliders, each with the field beside it that holds the value; the field reaches further."""
+        return (self.context, self.n_ctx), (self.ram_slider, self.ram), (self.vram_slider, self.vram)
 
     @_shown
-    def _typed_context(self, _):
+    def _slider_moved(self, field, change):
         if not self.quiet:
-            self._move_slider()
-            self._remember_and_refresh()
+            field.value = change["new"]
 
-    def _move_slider(self):
+    def _move_sliders(self):
+        """Every slider to the place nearest to its field."""
         quiet, self.quiet = self.quiet, True
         self.context.value = min(CONTEXTS, key=lambda n: abs(n - self.n_ctx.value))
+        self.ram_slider.value, self.vram_slider.value = self.ram.value, self.vram.value
         self.quiet = quiet
 
     @_shown
     def _changed(self, _):
         if not self.quiet:
+            self._move_sliders()
             self._remember_and_refresh()
 
     def _remember_and_refresh(self):
         self._refresh()  # raises for an unknown model, so that only what worked is remembered
-        choice = self._choice()
-        if choice != self.last:
+        state = self._state()
+        if state != self.last:
             self.past.append(self.last)
-            self.last = choice
-            self.undo.disabled = False
+            self.last = state
+        self.undo.disabled = not self.past
 
     @_shown
     def _view_changed(self, _):
-        self.details.value = self.shown[self.view.value]
+        if self.shown:
+            self._show_details()
 
     @_shown
     def _pull(self, index, _):
+        if not self.shown or index >= len(self.shown["verdict"].levers):
+            return
         change = self.shown["verdict"].levers[index].change
-        self._set({**self._choice(), **change})
+        state = {WIDGETS[name]: value for name, value in change.items()}
+        if "last_only" in state:
+            state["last_only"] = bool(state["last_only"])
+        self._put(state)
         self._remember_and_refresh()
 
     @_shown
     def _undo(self, _):
-        if self.past:
+        if self._state() == self.last and self.past:  # otherwise the last change failed, and `last` is before it
             self.last = self.past.pop()
-            self._set(self.last)
-            self.undo.disabled = not self.past
-            self._refresh()
+        self._put(self.last)
+        self._refresh()
+        self.undo.disabled = not self.past
 
     @_shown
     def _look_again(self, _):
         self.here = hardware.detect()
         self._refresh()
 
+    def _fail(self, error):
+        """The sentence of an error instead of a result; what was shown before would be read as the answer."""
+        self.shown = None
+        self.result.value = figures.error_html(error)
+        self.details.value = ""
+        self._show_levers(())
+        self.undo.disabled = False
+
     # showing
 
     def _refresh(self):
-        choice, machine = self._choice(), self.machine
-        asked, note = self._asked(choice)
-        self.shown = fit_view(choice, machine, asked, note)
+        """The sentence goes to the page first; the engine is asked after that, and only where its answer is seen."""
+        machine = self.machine
+        self.shown = fit_view(self._choice(), machine)
         self.result.value = self.shown["result"]
-        self.details.value = self.shown[self.view.value]
+        self._show_levers(self.shown["verdict"].levers)
         self.other_row.layout.display = None if self.which.value == "other" else "none"
         self.gpu_layers.layout.display = None if machine.gpus else "none"
-        self._show_levers(self.shown["verdict"].levers)
+        self._show_details()
+
+    def _show_details(self):
+        if self.view.value == "Numbers":
+            needs = self.shown["estimate"]
+            asked, note = self._asked(needs)
+            self.shown["Numbers"] = _numbers(needs, self.shown["verdict"], asked, note)
+        self.details.value = self.shown[self.view.value]
 
     def _show_levers(self, levers):
         for button, lever in zip(self.levers, [*levers, *[None] * N_LEVERS], strict=False):
@@ -312,36 +356,35 @@ class _FitPanel:
                     button.description = f"{lever.name}: -{units.show(lever.saved_bytes)} {fit.SIGNS[lever.status]}"
                     button.tooltip = str(lever)
 
-    def _asked(self, choice):
+    def _asked(self, needs):
         """(the engine's Estimate or None, a sentence about it)."""
         if not self.ask_engine:
-            return None, "llama-cpp-python is not installed, so the engine cannot be asked; the formula stands alone."
+            return None, self.why_not
         if not self.engine_warm:
             return None, "Starting the engine ..."
-        settings = {name: value for name, value in choice.items() if name not in ("model", "quantization")}
         try:
-            asked = engine.reserve(models.get(choice["model"]), choice["quantization"], **settings)
-        except (engine.EngineError, ImportError) as error:
+            asked = engine.reserve(needs.spec, needs.quantization, **needs.settings)
+        except (engine.EngineError, ImportError, ValueError) as error:
             return None, str(error)
-        return asked, "Engine: llama.cpp's own dry run of exactly this choice, without weights."
+        without_gpu = " It was asked for the processor alone; no GPU took part." if needs.by_device else ""
+        return asked, f"Engine: llama.cpp's own dry run of exactly this choice, without weights.{without_gpu}"
 
     def _warm(self):
         with self.lock:
             choice = self._choice()
-        try:
+        with contextlib.suppress(Exception):  # what is shown next asks again, and says what is wrong
             engine.tensor_types(models.get(choice["model"]), choice["quantization"])
-        except Exception:  # the refresh below asks again and shows what is wrong
-            pass
         self._engine_ready()
 
     @_shown
     def _engine_ready(self):
         self.engine_warm = True
-        self._refresh()
+        if self.shown:
+            self._show_details()
 
 
 def ask_panel(model, question="Why is the sky blue?", system="", temperature=0.7, max_tokens=128):
-    """Talk to a loaded model: question, system prompt, temperature, top-p, length; the answer streams (an `ipywidgets.VBox`).
+    """Talk to a loaded model, with its settings at hand; the answer streams (an `ipywidgets.VBox`).
 
     Parameters
     ----------
@@ -358,7 +401,7 @@ class _AskPanel:
         self.w = need("ipywidgets", "show the panel")
         self.model = model
         self.lock = threading.RLock()
-        self.worker = None
+        self.busy = False
         w, label = self.w, {"description_width": "110px"}
         self.question = w.Textarea(value=question, description="Question", rows=2, style=label, layout={"width": "98%"})
         self.system = w.Text(value=system, description="System prompt", style=label, layout={"width": "98%"},
@@ -369,10 +412,10 @@ class _AskPanel:
                                            layout={"width": "200px"})  # fmt: skip
         self.ask = w.Button(description="Ask", button_style="primary", tooltip="Send the question")
         self.stop = w.Button(description="Stop", disabled=True, tooltip="End the answer here")
-        self.result = w.HTML(layout={"min_height": "120px", "width": "100%"})
-        self.prompt = w.HTML(layout={"width": "100%"})
+        self.result = w.HTML(layout={"min_height": "120px"})
+        self.prompt = w.HTML()
         self.ask.on_click(self._ask)
-        self.stop.on_click(lambda _: self.model.cancel())
+        self.stop.on_click(self._stop)
         self.box = w.VBox(
             [
                 self.question,
@@ -399,12 +442,22 @@ class _AskPanel:
 
     @_shown
     def _ask(self, _):
-        if self.worker is not None and self.worker.is_alive():
+        if self.busy:
             return
-        self.ask.disabled, self.stop.disabled = True, False
+        self._work(True)
         self.result.value = figures.answer_html("", "reading the question ...")
-        self.worker = threading.Thread(target=self._answer, daemon=True)
-        self.worker.start()
+        threading.Thread(target=self._answer, daemon=True).start()
+
+    @_shown
+    def _stop(self, _):
+        self.model.cancel()
+
+    def _work(self, busy):
+        self.busy = self.ask.disabled = busy
+        self.stop.disabled = not busy
+
+    def _fail(self, error):
+        self.result.value = figures.error_html(error)
 
     def _answer(self):
         pieces = _Pieces(self.result)
@@ -420,12 +473,14 @@ class _AskPanel:
                 max_tokens=self.max_tokens.value,
                 stream=pieces,
             )
-            self.result.value = figures.answer_html(answer.text, answer.measured())
+            self.result.value = figures.answer_html(answer.text, " ".join([answer.measured(), *answer.notes]))
             self.prompt.value = figures.page(figures.code_html([("What the model was really given", answer.prompt)]))
         except Exception as error:  # a dead model, a question too long: its sentence belongs on the screen
-            self.result.value = figures.error_html(error)
+            said = figures.answer_html(pieces.text, "so far, before the error") if pieces.text else ""
+            self.result.value = figures.error_html(error) + said
         finally:
-            self.ask.disabled, self.stop.disabled = False, True
+            with self.lock:
+                self._work(False)
 
 
 class _Pieces:

@@ -18,7 +18,7 @@ import lab
 
 sys.path.insert(0, str(lab.ROOT))
 
-from helpers import fit, hardware, memory, models, panels, units  # noqa: E402
+from helpers import fit, hardware, memory, models, panels, units
 
 MODEL = "llama-3.1-8b"
 MACHINE = ("bench laptop", 12 * units.GIB, 16 * units.GIB)
@@ -56,11 +56,12 @@ OVERFLOW = """() => {
   const edge = panel.closest('.jp-OutputArea-output').getBoundingClientRect().right;
   for (const e of [panel, ...panel.querySelectorAll('*')]) {
     const style = getComputedStyle(e), inner = e.scrollWidth - e.clientWidth;
-    if (inner > 0 && e.clientWidth > 0 && ['auto', 'scroll'].includes(style.overflowX)) found.push([e.className, inner]);
     const past = e.getBoundingClientRect().right - edge;
-    if (past > 0.5 && style.display !== 'none' && style.visibility !== 'hidden') found.push([String(e.className), past]);
+    if (style.display === 'none' || style.visibility === 'hidden') continue;
+    if (inner > 0 && e.clientWidth > 0 && ['auto', 'scroll'].includes(style.overflowX)) found.push([e, inner]);
+    if (past > 0.5) found.push([e, past]);
   }
-  return found.map(([name, pixels]) => `${String(name).slice(0, 50) || '(no class)'}: ${pixels.toFixed(1)} px`);
+  return found.map(([e, pixels]) => `${e.tagName} ${e.getAttribute('class') || ''}: ${pixels.toFixed(1)} px`);
 }"""
 
 

@@ -35,7 +35,7 @@ ARROWS = {  # room: the rooms it may import, at the top or inside a function
     "check": "progress units",
     "commands": "memory",
     "engine_worker": "architectures child ghost units",
-    "engine": "architectures child formats gguf memory need",
+    "engine": "architectures child formats gguf memory mixes need",
     "runner_child": "child units",
     "runner": "child download fit gguf hardware memory need units",
     "doctor": "child hardware need units",
