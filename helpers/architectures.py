@@ -41,7 +41,10 @@ class ModelSpec:
     n_params_vision: int = 0  # a second file (mmproj) for images, 16 bits
     rope_freqs: bool = False  # Llama 3.1 and later store their rotary frequencies as a tensor
     tokenizer: str = "bpe"  # "bpe" (byte pairs) or "spm" (SentencePiece): decides what the vocabulary costs
+    vocabulary: str = ""  # whose words these are, by its name in `memory.VOCABULARIES`; "" when it is in no table
     title: str = ""
+    year: int = 0  # of publication
+    uses: tuple[str, ...] = ()
     license: str = ""
     languages: str = ""
     ollama: str = ""
@@ -63,6 +66,21 @@ class ModelSpec:
         134515008
         """
         return _n_params(self)
+
+    @property
+    def n_params_active(self):
+        """Number of weights that one token is multiplied with: all, or with experts only the chosen ones.
+
+        *When it misleads*: the embedding counts whole here, though a token reads one row of it.
+
+        >>> from helpers import models
+        >>> round(models.get("qwen3-30b-a3b").n_params_active / 1e9, 1)      # the "A3B" of its name
+        3.4
+        """
+        if not self.n_expert:
+            return self.n_params
+        experts = sum(math.prod(t.shape) for t in tensors(self) if "_exps." in t.name)
+        return self.n_params - experts + experts * self.n_expert_used // self.n_expert
 
     def kv_heads(self, layer):
         """KV heads of one layer (a count)."""

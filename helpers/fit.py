@@ -5,6 +5,7 @@ The machine is passed in, so one can ask for a neighbour's laptop as well as for
 
 import functools
 import html
+import math
 from dataclasses import dataclass, field
 
 from . import formats, memory, models, units
@@ -289,3 +290,105 @@ def rule_of_thumb_bytes(estimate):
     True
     """
     return round(1.2 * estimate.weights_bytes)
+
+
+# Down to 4 bits, where measured losses are still small; "MXFP4" is the only form some models come in.
+GOOD = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
+LAST_RESORT = ("IQ4_XS", "Q3_K_M", "IQ3_XS", "Q2_K")
+USES = ("chat", "code", "chinese", "languages", "images")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One recommended model at one quantization, with the reasons for it."""
+
+    spec: object
+    quantization: str
+    estimate: memory.Estimate
+    verdict: Verdict
+    score: float
+    reasons: tuple[str, ...]
+
+    def __str__(self):
+        return f"{self.spec.title}, {self.quantization}: {'; '.join(self.reasons)}"
+
+    def _repr_html_(self):
+        return f"<p>{html.escape(str(self))}</p>"
+
+
+def recommend(machine, use="chat", n_ctx=8192, most=5, **settings):
+    """Models for a use on a machine, best first: a tuple of `Choice`.
+
+    Parameters
+    ----------
+    machine : hardware.Machine
+    use : str
+        One of `USES`.
+    n_ctx : int
+        Tokens that must fit; models trained for fewer are left out.
+    most : int
+        How many.
+
+    Raises
+    ------
+    ValueError
+        For an unknown use.
+
+    Notes
+    -----
+    Each model gets the largest quantization that fits with room to spare. Then a *rule* ranks them: log2 of the weights
+    plus the year of publication, so twice the weights count as much as one year; of a mixture of experts the geometric
+    mean of all and active weights counts; below 4 bits a model loses one and a half. *When it misleads*: always, as any
+    one number for a model's worth; ask two of them your own questions (lesson 08).
+
+    >>> from helpers import hardware
+    >>> laptop = hardware.Machine.pretend("laptop", ram_available_bytes=6 * units.GIB)
+    >>> [choice.verdict.status for choice in recommend(laptop, "code", most=2)]
+    ['fits', 'fits']
+    """
+    if use not in USES:
+        raise ValueError(f"use is {use!r}; choose one of {', '.join(USES)}.")
+    specs = (models.get(name) for name in models.names())
+    fitting = (
+        _choose(spec, machine, n_ctx, settings) for spec in specs if use in spec.uses and spec.n_ctx_train >= n_ctx
+    )
+    return tuple(sorted(filter(None, fitting), key=lambda choice: -choice.score)[:most])
+
+
+def _choose(spec, machine, n_ctx, settings):
+    ladder_of_model = ("MXFP4",) if "MXFP4" == spec.ollama_quantization else (*GOOD, *LAST_RESORT)
+    for name in ladder_of_model:
+        needs = memory.estimate(spec, name, n_ctx=n_ctx, **settings)
+        verdict = judge(needs, machine)
+        if verdict.status == "fits":
+            return _choice(spec, name, needs, verdict)
+    return None
+
+
+def _choice(spec, quantization, needs, verdict):
+    weight = math.sqrt(spec.n_params * spec.n_params_active)
+    low = quantization in LAST_RESORT
+    reasons = [
+        f"needs {units.show(needs.total_bytes)}, {units.show(verdict.spare_bytes)} spare",
+        f"{spec.n_params / 10**9:.1f} billion weights, published {spec.year}",
+        f"reads {units.show(active_bytes(needs))} for each token",
+        f"languages: {spec.languages}; licence: {spec.license}",
+    ]
+    if spec.n_params_active < spec.n_params:
+        reasons.insert(2, f"{spec.n_params_active / 10**9:.1f} billion of them active")
+    if low:
+        reasons.insert(1, "only fits below 4 bits")
+    return Choice(spec, quantization, needs, verdict, math.log2(weight) + spec.year - 1.5 * low, tuple(reasons))
+
+
+def active_bytes(estimate):
+    """Bytes of weights that one token reads: all of them, or with experts the share that is active.
+
+    *When it misleads*: experts and the rest may have different bits; the embedding counts whole.
+
+    >>> from helpers import models
+    >>> needs = memory.estimate(models.get("smollm2-135m"), "Q8_0")
+    >>> active_bytes(needs) == needs.weights_bytes
+    True
+    """
+    return estimate.weights_bytes * estimate.spec.n_params_active // estimate.spec.n_params

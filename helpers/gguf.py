@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import formats, units
+from . import formats, remote, units
 from .architectures import ModelSpec
 
 MAX_KEYS = 4_096  # published files have below 100
@@ -53,10 +53,19 @@ MAGIC = b"GGUF"
 AGAIN = "The file is cut short or damaged: download it again."
 STEPPED_OVER = f"Texts that would take more than {units.show(MAX_KEPT_BYTES, 0)} of memory were stepped over."
 ELSEWHERE = "The file is damaged or made to waste time: download the model from another place."
+RESUME = "Resume it, or download the file again."
+WEB_PAGE = "It looks like a web page saved in its place: download it again, logged in if the site asks for it."
+ON_THE_SERVER = {  # advice about a file on this computer, in words for one that was never downloaded
+    AGAIN: "The copy on the server is cut short or damaged: choose another.",
+    RESUME: "The copy on the server cannot be used: choose another.",
+    WEB_PAGE: "It looks like a web page: copy the address of the download itself, and log in if the site asks for it.",
+    "if it should be, download it again": "if it should be, choose another copy",
+    "the download is incomplete": "the file on the server is incomplete",
+}
 BEFORE_GGUF = "It is a model in a format from before GGUF (2023): download a newer version of the model."
 MISTAKEN_FOR = {  # what people have in their hands when it is not GGUF
     b"version https://git-lfs": "It is a Git LFS pointer: run `git lfs pull`, or download the file itself.",
-    b"<": "It looks like a web page saved in its place: download it again, logged in if the site asks for it.",
+    b"<": WEB_PAGE,
     b"PK": "It looks like a ZIP or PyTorch file: convert it to GGUF first, or download a GGUF version.",
     b"lmgg": BEFORE_GGUF,
     b"fmgg": BEFORE_GGUF,
@@ -169,11 +178,14 @@ class Header:
         return f"<table>{rows}</table>"
 
 
-def read_header(path):
-    """The `Header` of a local GGUF file (version 2 or 3, little endian).
+def read_header(path, limits=None, progress=True):
+    """The `Header` of a GGUF file (version 2 or 3, little endian), on this computer or on the web.
 
     Weights are never read: the time depends on the vocabulary (some milliseconds), not on the model's size.
     Raises `GGUFError` for a file that is missing, incomplete, damaged or something else.
+
+    A text such as `"https://..."` or `"hf://owner/repo/model.gguf"` is a file on the web: only its header is fetched (2
+    to 10 MB), with a progress bar when that takes longer than 2 seconds. `limits` is a `remote.Limits`, for slow lines.
 
     *When it misleads*: a header can be in order while the weights behind it are not.
 
@@ -184,9 +196,9 @@ def read_header(path):
     ...     read_header(path).file_bytes                                       # 4 + 4 + 8 + 8
     24
     """
+    if remote.is_address(path):
+        return _read_remote(path, limits, progress)
     shown = _printable(str(path))
-    if str(path).startswith(("http://", "https://")):
-        raise GGUFError(f"{shown} is a web address. Download the file first, then give its path.")
     path = Path(path)
     try:
         status = path.stat()
@@ -211,6 +223,19 @@ def _file_source(file):
         return file.read(n)
 
     return read
+
+
+def _read_remote(address, limits, progress):
+    try:
+        with remote.Source(address, limits, progress) as source:
+            return _parse(_Cursor(source.read, source.total_bytes), source.name)
+    except remote.RemoteError as error:
+        raise GGUFError(str(error)) from None  # what lies below may quote a signed address
+    except GGUFError as error:
+        problem = str(error)
+        for here, there in ON_THE_SERVER.items():
+            problem = problem.replace(here, there)
+        raise GGUFError(f"{source.shown}: {problem}") from None
 
 
 def parse(read, file_bytes, name="file"):
@@ -530,7 +555,7 @@ def _check_layout(tensors, data_offset, alignment, file_bytes, notes):
     if missing > 0:
         raise GGUFError(
             f"the download is incomplete: {missing:,} bytes of {total:,} are missing ({units.show(missing)} of "
-            f"{units.show(total)}). Resume it, or download the file again."
+            f"{units.show(total)}). {RESUME}"
         )
     if stray:
         notes.append(

@@ -1,7 +1,10 @@
 """The closed form: what llama.cpp reserves for a model at given settings, by arithmetic one can redo on paper."""
 
+import bisect
 import functools
 import html
+import itertools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -36,6 +39,8 @@ class Settings:
     n_outputs_max: int = 0
     repack: bool | str = False
     n_gpu_layers: int = 0
+    n_gpus: int = 1
+    tensor_split: tuple | None = None
 
     def __post_init__(self):
         ranges = {
@@ -45,6 +50,7 @@ class Settings:
             "n_parallel": (1, 256),
             "n_outputs_max": (0, 2**20),
             "n_gpu_layers": (-1, 2**16),
+            "n_gpus": (1, 16),
         }
         for name, (least, most) in ranges.items():
             value = getattr(self, name)
@@ -60,6 +66,8 @@ class Settings:
             )
         if self.repack not in (False, True, "", "avx2", "avx512", "amx", "arm"):
             raise ValueError(f"repack is {self.repack!r}; choose False, 'avx2', 'avx512', 'amx' or 'arm'.")
+        if self.tensor_split is not None:
+            object.__setattr__(self, "tensor_split", _shares(self.tensor_split, self.n_gpus))
 
     def resolve(self, spec):
         """What llama.cpp makes of these settings for one model: a `Resolved`. Source: llama-context.cpp."""
@@ -104,6 +112,21 @@ class Resolved:
     window_cells: int
 
 
+def _shares(tensor_split, n_gpus):
+    """A split as a tuple; one share per GPU, as it decides nothing for a single one it may have any length there."""
+    try:
+        shares = tuple(tensor_split)
+        fine = bool(shares) and n_gpus in (1, len(shares)) and min(shares) >= 0 < sum(shares) < float("inf")
+    except TypeError:
+        fine = False
+    if not fine:
+        raise ValueError(
+            f"tensor_split is {tensor_split!r}; give one share for each of the {n_gpus} GPUs, such as (3, 1) for two, "
+            "none of them negative and not all 0."
+        )
+    return shares
+
+
 def _check_heads(settings, spec):
     """Quantized caches need heads that are whole blocks, as llama.cpp demands."""
     for name, head in (("cache_type_k", spec.n_embd_head_k), ("cache_type_v", spec.n_embd_head_v)):
@@ -124,8 +147,8 @@ def _check_heads(settings, spec):
 class Estimate:
     """What a model needs in memory, in bytes, and how we know it.
 
-    `source` is "formula" or "engine". `by_device` holds the same parts per device ("cpu", "gpu") when layers are
-    offloaded. `assumptions` says where the number may be off, and why.
+    `source` is "formula" or "engine". `by_device` holds the same parts per device when layers are offloaded: "cpu" and
+    "gpu", or "gpu0", "gpu1", ... when there are several. `assumptions` says where the number may be off, and why.
     """
 
     weights_bytes: int
@@ -157,6 +180,11 @@ class Estimate:
         """Part name -> bytes, in the order in which people read them."""
         return {part: getattr(self, f"{part}_bytes") for part in PARTS}
 
+    def gpu_parts(self):
+        """As `parts`, of all GPUs together; all 0 when nothing is offloaded."""
+        gpus = [parts for device, parts in self.by_device.items() if device != "cpu"]
+        return {part: sum(parts[part] for parts in gpus) for part in PARTS}
+
     def __str__(self):
         lines = [f"{self.name}  [{self.source}]"]
         lines += [f"  {part:<10}{units.show(n, 2):>12}" for part, n in self.parts().items() if n]
@@ -182,6 +210,8 @@ def estimate(
     n_outputs_max=0,
     repack=False,
     n_gpu_layers=0,
+    n_gpus=1,
+    tensor_split=None,
 ):
     """Memory that a model needs at these settings, in bytes, by the closed form.
 
@@ -198,6 +228,11 @@ def estimate(
         See `Settings`.
     n_gpu_layers : int
         Layers on the GPU; the output matrix counts as one more. -1 means all.
+    n_gpus : int
+        GPUs that share those layers.
+    tensor_split : sequence of numbers, optional
+        The share of each GPU, such as (3, 1); without it they share equally. (Left alone, llama.cpp takes the free
+        memory of each card as its share.)
 
     Returns
     -------
@@ -224,13 +259,13 @@ def estimate(
     """
     settings = Settings(
         n_ctx, cache_type_k, cache_type_v, flash_attn, n_batch, n_ubatch, n_parallel, kv_unified, swa_full,
-        n_outputs_max, repack, n_gpu_layers,
+        n_outputs_max, repack, n_gpu_layers, n_gpus, tensor_split,
     )  # fmt: skip
     resolved = settings.resolve(spec)
     weights, notes = _weights(spec, quantization, bool(settings.repack))
     if settings.n_gpu_layers:
         devices = _by_device(spec, quantization, settings, resolved, weights)
-        notes = (*notes, *GPU_NOTES)
+        notes = (*notes, *_gpu_notes(settings))
     else:
         devices = {"cpu": _on_cpu(spec, quantization, settings, resolved, weights)}
     total = {part: sum(device[part] for device in devices.values()) for part in PARTS}
@@ -244,6 +279,36 @@ def estimate(
         spec=spec,
         quantization=quantization,
     )
+
+
+def grid(specs, quantizations, contexts, cache_types=("f16",), **settings):
+    """Total need in bytes of many choices at once: (model name, quantization, n_ctx, cache type) -> bytes.
+
+    The same numbers as `estimate(...).total_bytes`, without the explanations: everything but the weights is worked out
+    once for all quantizations. Choices that cannot be (a cache type that the heads do not allow) are left out.
+
+    >>> from helpers import models
+    >>> spec = models.get("smollm2-135m")
+    >>> grid([spec], ["Q8_0"], [2048])["smollm2-135m", "Q8_0", 2048, "f16"] == estimate(spec, "Q8_0", 2048).total_bytes
+    True
+    """
+    totals = {}
+    for spec in specs:
+        weights = {
+            name: (weights_bytes(spec, name), repacked_bytes(spec, name, settings.get("repack")))
+            for name in quantizations
+        }
+        for cache in cache_types:
+            for n_ctx in contexts:
+                try:
+                    chosen = Settings(n_ctx, cache, cache, **settings)
+                    parts = _on_cpu(spec, 1, chosen, chosen.resolve(spec), 0)
+                except ValueError:
+                    continue
+                rest = sum(parts.values())
+                for name, (n_bytes, repacked) in weights.items():
+                    totals[spec.name, name, n_ctx, cache] = rest + n_bytes + repacked
+    return totals
 
 
 def quantization_name(quantization):
@@ -303,6 +368,82 @@ def _sum_bytes(spec, types):
     if missing:
         raise ValueError(f"{spec.name}: no type is given for {len(missing)} of its tensors, such as {missing[0]}.")
     return sum(formats.tensor_bytes(types[tensor.name], tensor.shape) for tensor in tensors)
+
+
+# How many bytes a vocabulary takes in a file (its words, their kinds, and scores or merges), and how many words it has.
+VOCABULARIES = {
+    # read from the vocabularies that llama.cpp carries for its tests (models/ggml-vocab-*.gguf)
+    "deepseek-coder": (1_155_119, 32_256),
+    "deepseek-llm": (3_969_313, 102_400),
+    "falcon": (2_287_069, 65_024),
+    "gpt-2": (1_766_262, 50_257),
+    "gpt-neox": (1_770_801, 50_432),
+    "llama-2": (723_058, 32_000),
+    "llama-3": (7_817_421, 128_256),
+    "phi-3": (724_759, 32_064),
+    "qwen2": (5_927_627, 151_936),
+    # read from the two packaged models
+    "gemma-3": (6_509_809, 262_144),
+    "smollm2": (1_767_810, 49_152),
+    # one published file each, without its tensors and settings: gemma-2-2b-it Q2_K, gpt-oss-20b MXFP4,
+    # mistral-7b-instruct-v0.1 Q4_0, yi:9b Q4_0 (tests/published/file_sizes.csv)
+    "gemma": (6_026_231, 256_000),
+    "gpt-oss": (12_977_294, 201_088),
+    "mistral": (714_570, 32_000),
+    "yi": (1_474_570, 64_000),
+}
+FILE_BYTES_PER_TOKEN = {"bpe": 40, "spm": 23}  # of a vocabulary that is not in the table: 34 to 61, and 21 to 25
+PADDING_TOKEN_BYTES = 23  # "[PAD151936]" with its length and kind
+SETTINGS_BYTES = 3_000  # name, shape, special tokens, chat template: 700 to 6,000 in the files compared
+
+
+def header_bytes(spec):
+    """Bytes before the first tensor of a GGUF file: settings, vocabulary, and a description of each tensor.
+
+    Formula: 24 + for each tensor 24 + length of its name + 8 x dimensions + vocabulary + 3,000 of settings, rounded up
+    to 32. The vocabulary comes from `VOCABULARIES`, or is 40 (byte pairs) or 23 bytes (SentencePiece) a token.
+    *When it misleads*: chat templates differ by a few KB; older converters stored scores for byte pairs as well, or
+    merges for SentencePiece (1 to 9 MB more).
+
+    Source: the GGUF specification; compared with published files by `tests/bench_published.py`.
+
+    >>> from helpers import models
+    >>> tinyllama = models.get("tinyllama-1.1b")              # 201 tensors, names of 3,889 letters, 2 dimensions or 1
+    >>> descriptions = 201 * 24 + 3_889 + 8 * (156 * 2 + 45)
+    >>> header_bytes(tinyllama) == units.pad(24 + descriptions + 723_058 + 3_000, 32)
+    True
+    """
+    return units.pad(24 + _descriptions_bytes(spec) + vocabulary_file_bytes(spec) + SETTINGS_BYTES, 32)
+
+
+@functools.lru_cache(maxsize=1024)
+def _descriptions_bytes(spec):
+    return sum(24 + len(tensor.name) + 8 * len(tensor.shape) for tensor in architectures.tensors(spec))
+
+
+def vocabulary_file_bytes(spec):
+    """Bytes that the vocabulary takes in a file.
+
+    >>> from helpers import models
+    >>> vocabulary_file_bytes(models.get("qwen2.5-7b")) == 5_927_627 + 23 * 128     # 128 words of padding
+    True
+    """
+    n_bytes, n_tokens = VOCABULARIES.get(spec.vocabulary, (0, spec.n_vocab + 1))
+    if spec.n_vocab < n_tokens:  # another vocabulary than the table's
+        return FILE_BYTES_PER_TOKEN.get(spec.tokenizer, FILE_BYTES_PER_TOKEN["bpe"]) * spec.n_vocab
+    return n_bytes + PADDING_TOKEN_BYTES * (spec.n_vocab - n_tokens)
+
+
+def file_bytes(spec, quantization):
+    """Bytes of the GGUF file of a model at a quantization: header + tensors, without a vision part's own file.
+
+    *When it misleads*: as `header_bytes` and `weights_bytes`.
+
+    >>> from helpers import models
+    >>> round(file_bytes(models.get("llama-3.1-8b"), "Q4_K_M") / 4_920_739_232, 5)     # a published file
+    1.0
+    """
+    return header_bytes(spec) + _weights(spec, quantization)[0]
 
 
 def vision_bytes(spec):
@@ -447,55 +588,131 @@ def _repacked_tensor_bytes(tensor, type_name, kind, tied):
     return n_bytes if type_name in table and rows % 8 == 0 else 0
 
 
-GPU_NOTES = (
-    "The GPU's compute buffer is the CPU's formula; it was never compared with a GPU's.",
-    f"The driver's own share of the card is taken as {units.show(GPU_DRIVER_BYTES, 0)} ({GPU_DRIVER_BAND}).",
-)
+def _gpu_notes(settings):
+    yield "No GPU was present when this was written: weights and cache per device equal the loads that others published."
+    yield "A GPU's compute buffer is the CPU's formula; in those loads it was 18 % smaller to 9 % larger."
+    yield f"The driver's own share of a card is taken as {units.show(GPU_DRIVER_BYTES, 0)} ({GPU_DRIVER_BAND})."
+    if settings.n_gpus > 1 and settings.tensor_split is None:
+        yield "The GPUs share equally; left alone, llama.cpp gives each as much as it has free memory."
+
+
+def layer_devices(spec, settings):
+    """The device of each layer, and at the end that of the output matrix: "cpu", "gpu", or "gpu0", "gpu1", ...
+
+    The last `n_gpu_layers` are offloaded, the output matrix counted as one more. Of n offloaded layers, number i goes to
+    the first GPU up to which the shares add up to more than i / n. Source: llama.cpp `llama-model.cpp`, load_tensors.
+
+    >>> from helpers import models
+    >>> devices = layer_devices(models.get("llama-3.1-8b"), Settings(n_gpu_layers=20, n_gpus=2, tensor_split=(3, 1)))
+    >>> [devices.count(device) for device in ("cpu", "gpu0", "gpu1")], devices[-1]
+    ([13, 15, 5], 'gpu1')
+    """
+    n_layers = spec.n_layer + 1
+    n_offloaded = n_layers if settings.n_gpu_layers < 0 else min(settings.n_gpu_layers, n_layers)
+    names = _gpu_names(settings)
+    if len(names) == 1:
+        return ["cpu"] * (n_layers - n_offloaded) + names * n_offloaded
+    ends = list(itertools.accumulate(settings.tensor_split or [1] * len(names)))
+    share = [bisect.bisect_right(ends, layer * ends[-1] / n_offloaded) for layer in range(n_offloaded)]
+    return ["cpu"] * (n_layers - n_offloaded) + [names[gpu] for gpu in share]
+
+
+def _gpu_names(settings):
+    return ["gpu"] if settings.n_gpus == 1 else [f"gpu{number}" for number in range(settings.n_gpus)]
 
 
 def _by_device(spec, quantization, settings, resolved, weights):
-    """Parts per device: the last layers go to the GPU, the output matrix counts as one more, the embedding stays."""
-    n_gpu = spec.n_layer + 1 if settings.n_gpu_layers < 0 else min(settings.n_gpu_layers, spec.n_layer + 1)
-    first = max(spec.n_layer + 1 - n_gpu, 0)
-    gpu_weights, copied = _gpu_weights(spec, quantization, first, weights)
-    kv = [_kv_layer_bytes(spec, settings, resolved, layer) for layer in range(spec.n_layer)]
-    compute = planner.plan(spec, settings, resolved).n_bytes
-    host_compute = 4 * resolved.n_tokens * spec.n_embd + 2 * resolved.n_tokens * resolved.n_ctx_seq
-    cpu = {
-        "weights": weights - gpu_weights + copied,
-        "vision": 0,
-        "kv": sum(kv[:first]),
-        "compute": compute if first else host_compute,
-        "output": output_bytes(spec, settings),
-        "overhead": overhead_bytes(spec),
-        "repacked": 0,
+    """Parts per device. The input embedding stays on the host; a GPU that was given no layer still costs its driver."""
+    devices = layer_devices(spec, settings)
+    weights_on = _device_weights(spec, quantization, devices, weights)
+    kv_on = _device_kv(spec, settings, resolved, devices)
+    compute_on = _device_compute(spec, settings, resolved, devices)
+    names = _gpu_names(settings)
+    rest = {"cpu": {"output": output_bytes(spec, settings), "overhead": overhead_bytes(spec)}}
+    rest |= {name: {"overhead": GPU_DRIVER_BYTES} for name in names}
+    rest[names[0]]["vision"] = vision_bytes(spec)
+    return {
+        name: {
+            **dict.fromkeys(PARTS, 0),
+            "weights": weights_on[name],
+            "kv": kv_on[name],
+            "compute": compute_on[name],
+            **rest[name],
+        }
+        for name in ("cpu", *names)
     }
-    gpu = {
-        "weights": gpu_weights,
-        "vision": vision_bytes(spec),
-        "kv": sum(kv[first:]),
-        "compute": compute,
-        "output": 0,
-        "overhead": GPU_DRIVER_BYTES,
-        "repacked": 0,
-    }
-    return {"cpu": cpu, "gpu": gpu}
 
 
-def _gpu_weights(spec, quantization, first, weights):
-    """(bytes on the GPU, bytes of them that the host keeps as well)."""
+def _device_weights(spec, quantization, devices, weights):
+    """Device -> bytes. With a tied embedding the sum is larger than `weights`: it lies on the host and with the output.
+
+    CUDA pads rows that are no multiple of 512 weights, under 0.1 % of a model, which is not counted.
+    """
+    found = Counter()
     if isinstance(quantization, int):  # only the sum is known: layers are taken as equal
-        return round(weights * (spec.n_layer - first) / spec.n_layer), 0
-    types = quantization if isinstance(quantization, Mapping) else mixes.tensor_types(spec, quantization)
-    on_gpu = copied = 0
+        for device, n_layers in Counter(devices[:-1]).items():
+            found[device] = round(weights * n_layers / spec.n_layer)
+        found["cpu"] = weights - sum(n_bytes for device, n_bytes in found.items() if device != "cpu")
+        return found
+    if isinstance(quantization, Mapping):
+        at_input, layers, at_output, tied = _place_bytes(spec, quantization)
+    else:
+        at_input, layers, at_output, tied = _named_place_bytes(spec, formats.quantization(quantization).name)
+    for device, n_bytes in zip(devices, (*layers, at_output), strict=True):
+        found[device] += n_bytes
+    found["cpu"] += at_input
+    if devices[-1] != "cpu":
+        found[devices[-1]] += tied
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _named_place_bytes(spec, quantization):
+    return _place_bytes(spec, mixes.tensor_types(spec, quantization))
+
+
+def _place_bytes(spec, types):
+    """Bytes of the input tensors, of each layer, of the output tensors, and of the copy of a tied embedding there."""
+    at_input = at_output = tied = 0
+    layers = [0] * spec.n_layer
     for tensor in architectures.tensors(spec):
         n_bytes = formats.tensor_bytes(types[tensor.name], tensor.shape)
-        if tensor.name == "token_embd.weight":
-            if spec.tied and first <= spec.n_layer:  # used again as the output matrix: one copy on each side
-                on_gpu, copied = on_gpu + n_bytes, copied + n_bytes
-        elif not tensor.name.startswith("blk.") or int(tensor.name.split(".")[1]) >= first:
-            on_gpu += n_bytes
-    return on_gpu, copied
+        if tensor.name.startswith("blk."):
+            layers[int(tensor.name.split(".")[1])] += n_bytes
+        elif tensor.name in ("token_embd.weight", "position_embd.weight"):
+            at_input += n_bytes
+            tied += n_bytes if spec.tied and tensor.name == "token_embd.weight" else 0
+        else:
+            at_output += n_bytes
+    return at_input, tuple(layers), at_output, tied
+
+
+def _device_kv(spec, settings, resolved, devices):
+    found, sizes = Counter(), {}
+    for layer, device in enumerate(devices[:-1]):
+        kind = spec.is_windowed(layer), spec.kv_heads(layer)
+        if kind not in sizes:
+            sizes[kind] = _kv_layer_bytes(spec, settings, resolved, layer)
+        found[device] += sizes[kind]
+    return found
+
+
+def _device_compute(spec, settings, resolved, devices):
+    """Device -> bytes. Only the device of the output matrix reaches the logits stage.
+
+    A host that has no layers left prepares the inputs: embeddings and mask. When several GPUs hold all layers, llama.cpp
+    works on four batches at once, each with inputs of its own (pipeline parallelism, llama-context.cpp).
+    """
+    plan = planner.plan(spec, settings, resolved)
+    before_output = max(n_bytes for stage, n_bytes in plan.stages.items() if stage != "logits")
+    embeddings = 4 * resolved.n_tokens * spec.n_embd
+    mask = (2 if settings.flash_attn else 4) * resolved.n_tokens * (resolved.n_ctx_seq + resolved.window_cells)
+    copies = 4 if settings.n_gpus > 1 and "cpu" not in devices else 1
+    found = Counter(cpu=2 * embeddings + copies * mask)
+    for device in set(devices):
+        found[device] = plan.n_bytes if device == devices[-1] else before_output
+        found[device] += 0 if device == "cpu" else (copies - 1) * (embeddings + mask)
+    return found
 
 
 def _assumptions(spec, settings):

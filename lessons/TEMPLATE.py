@@ -30,10 +30,11 @@
 # Eight.
 
 # %% [markdown]
-# *To the author.* One cell imports everything and prints the versions. Code cells have at most 12 lines of 96 characters, a lesson at
-# most 25 of them; both copies are counted as their readers see them. Lines with `%` or `!` are not used: a lesson is
-# ordinary Python. `____` (four underscores) is a blank: it survives arithmetic, comparing and printing, so that the
-# learner copy runs to its end before anything is filled in. Do not hand a blank to a panel or to a room.
+# *To the author.* One cell imports everything and prints the versions. Code cells have at most 12 lines of 96
+# characters, a lesson at most 25 of them; both copies are counted as their readers see them. Lines with `%` or `!`
+# are not used: a lesson is ordinary Python. `____` (four underscores) is a blank: it survives arithmetic, comparing
+# and printing, so that the learner copy runs to its end before anything is filled in. Do not hand a blank to a panel
+# or to a room.
 
 # %%
 import sys

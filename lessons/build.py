@@ -300,7 +300,7 @@ def _code_problems(cells, number):
             yield cell.line, f"this code cell has {length} lines; at most {MAX_CODE_LINES} fit a screen and a head"
         width = max(map(len, cell.source.split("\n")))
         if width > MAX_CODE_WIDTH:
-            yield cell.line, f"a line of this code cell has {width} characters; at most {MAX_CODE_WIDTH} fit a small screen"
+            yield cell.line, f"a line of this code cell has {width} characters; at most {MAX_CODE_WIDTH} fit"
         try:
             tree = compile(cell.source, "cell", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         except SyntaxError as error:
