@@ -110,7 +110,7 @@ class Tensor:
     shape: tuple[int, ...]
 
 
-# What each family adds to the plain llama layout. `qkv`: one fused matrix; `gate_up`: gate and up in one; `no_gate`: none;
+# What each family adds to the plain llama layout. `qkv`: one fused matrix; `gate_up`: gate and up in one, `no_gate`: up;
 # `qk_norm`, `post_norm`, `sub_norm`, `second_norm`: more norms; `norm_bias`, `qkv_bias`, `out_bias`, `ffn_bias`,
 # `output_bias`: biases; `one_norm`: attention and feed-forward share one; `sinks`: one number per head that takes
 # attention off; `expert_bias`; `positions`: a learned table; `mla`: see `kv_lora_rank`; `tied_only`: no output matrix;

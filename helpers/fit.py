@@ -356,7 +356,7 @@ def recommend(machine, use="chat", n_ctx=8192, most=5, **settings):
 
 
 def _choose(spec, machine, n_ctx, settings):
-    ladder_of_model = ("MXFP4",) if "MXFP4" == spec.ollama_quantization else (*GOOD, *LAST_RESORT)
+    ladder_of_model = ("MXFP4",) if spec.ollama_quantization == "MXFP4" else (*GOOD, *LAST_RESORT)
     for name in ladder_of_model:
         needs = memory.estimate(spec, name, n_ctx=n_ctx, **settings)
         verdict = judge(needs, machine)

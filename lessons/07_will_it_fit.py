@@ -157,7 +157,7 @@ check.outcome("07-rule", worst, unit="x")
 #
 # Three jobs.
 #
-# 1. Press "another computer" and give it 8 GiB. Which is the longest context at which Llama 3.1 8B at Q4_K_M still fits?
+# 1. Press "another computer" and give it 8 GiB. At which longest context does Llama 3.1 8B at Q4_K_M still fit?
 # 2. Go one step further and press a lever. What does it cost? Press "undo" and try the next one.
 # 3. Open "Arithmetic" and find the number that changes when you change the cache type.
 

@@ -16,8 +16,8 @@
 #
 # Which five parts does a model need memory for? (Lesson 07: weights, KV cache, compute, output and the process.)
 #
-# Almost every cell of this lesson needs llama-cpp-python and the model that comes with the kit. Where these are missing,
-# `python start.py` installs them.
+# Almost every cell of this lesson needs llama-cpp-python and the model that comes with the kit. Where these are
+# missing, `python start.py` installs them.
 
 # %%
 import sys
