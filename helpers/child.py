@@ -147,21 +147,30 @@ class Parent:
         self._lock = threading.Lock()
         self._requests = queue.SimpleQueue()
         self.cancelled = threading.Event()
+        self._counting = threading.Lock()
+        self._received = self._taken = self._unwanted = 0  # requests so far; a cancel means those before it only
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self):
         for line in sys.stdin.buffer:
             message = json.loads(line)
             if message.get("do") == "cancel":
-                self.cancelled.set()
+                with self._counting:
+                    self._unwanted = self._received
+                    self.cancelled.set()
             else:
-                self.cancelled.clear()
+                self._received += 1
                 self._requests.put(message)
         os._exit(0)
 
     def requests(self):
         while True:
-            yield self._requests.get()
+            request = self._requests.get()
+            with self._counting:
+                self._taken += 1
+                if self._taken > self._unwanted:
+                    self.cancelled.clear()
+            yield request
 
     def send(self, message):
         with self._lock:

@@ -7,7 +7,9 @@ import contextlib
 import html
 import itertools
 import math
+import mmap
 import numbers
+import os
 import re
 import threading
 import time
@@ -20,6 +22,9 @@ from .child import Child, ChildDied
 from .need import MissingPackage, need
 
 CHILD = "helpers.runner_child"
+# How long an OpenMP thread (GCC's) waits in a loop before it sleeps. The default, 300,000, makes llama.cpp nine times
+# slower than this as soon as another program wants a core; on an idle machine both are equally fast.
+SPIN_COUNT = "1000"
 SAMPLE_EVERY_S = 0.02
 SHOW_BAR_AFTER_S = 2.0
 BUSY_AFTER_S = 1.0
@@ -35,9 +40,10 @@ PARTS = {
 ADVICE = {
     "SIGKILL": "Try a smaller n_ctx or a smaller quantization, and close other programs.",
     "SIGSEGV": "Try repack=False and n_gpu_layers=0; if it comes back, the file may be damaged.",
-    "SIGABRT": "Read model.log: its last lines name the failed check.",
+    "SIGABRT": "Read the log (.log): its last lines name the failed check.",
     "SIGILL": "Reinstall llama-cpp-python on this very machine.",
 }
+AGAIN = "The notebook is unharmed; model.reload() loads it again."
 _models = weakref.WeakSet()
 
 
@@ -190,6 +196,7 @@ def load(
         "f16", "q8_0", "q4_0", ...
     repack : bool
         llama.cpp's second, rearranged copy of the weights: prompts are read faster, for up to twice the memory.
+        Refused on processors with AMX, where it crashes.
     use_mmap : bool
         Map the file (its pages can be dropped when memory is short), or copy it.
     seed : int, optional
@@ -350,7 +357,8 @@ class Model:
 
     def _load(self):
         self.estimate, self.verdict = _guard(self.path, self._asked, **_only(self._options, "force", "machine"))
-        self._child, self._closed, self._death = Child(CHILD), False, None
+        spin = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT)}
+        self._child, self._closed, self._death = Child(CHILD, env=spin), False, None
         progress = _Progress(self.path.name, self._options["progress"])
         try:
             facts = self._call({"do": "load", "path": str(self.path), **self._asked}, progress)
@@ -392,9 +400,9 @@ class Model:
             prompt_tokens_per_second=_rate(done["prompt_tokens"], done["prompt_seconds"]),
             tokens_per_second=_rate(done["steps"], done["answer_seconds"]),
             load_seconds=self.load_seconds,
-            peak_bytes=peak.best.resident_bytes,
-            peak_file_bytes=peak.best.file_bytes,
-            peak_anonymous_bytes=peak.best.anonymous_bytes,
+            peak_bytes=peak.resident_bytes,
+            peak_file_bytes=peak.file_bytes,
+            peak_anonymous_bytes=peak.anonymous_bytes,
             finish_reason=done["finish_reason"],
             prompt=done["prompt"],
             seconds=time.perf_counter() - start,
@@ -431,7 +439,7 @@ class Model:
                         progress(message["progress"])
                 return message["done"]
             except ChildDied as death:
-                raise self._died(death) from None
+                raise self._died(death, loading=request["do"] == "load") from None
 
     def _conversation(self, request, tick=None):
         """Send a request and yield the messages about it; a refusal is raised."""
@@ -470,7 +478,7 @@ class Model:
                 raise self._died(death, "".join(pieces)) from None
         self._child.close()
         self._death = f"It did not stop within {STOP_WITHIN_S:.0f} s, so it was ended."
-        raise ModelDied(f"{self.path.name}: {self._death} {self._again()}", "".join(pieces), self.log)
+        raise ModelDied(f"{self.path.name}: {self._death} {AGAIN}", "".join(pieces), self.log)
 
     def _refusal(self, message):
         name, text = self.path.name, message["error"].strip()
@@ -487,23 +495,21 @@ class Model:
             return ValueError(f"{name}: {text}.")
         return RuntimeError(f"{name}: llama.cpp failed: {text}. Read model.log.")
 
-    def _died(self, death, partial_text=""):
+    def _died(self, death, partial_text="", loading=False):
+        advice = next((text for name, text in ADVICE.items() if name in death.how), "Read the log (.log).")
+        if loading:
+            text = f"{self.path.name}: its process ended while loading: {death.how}. {advice} The notebook is unharmed."
+            return ModelDied(text, log=death.log)
         if self._closed:
-            return ModelClosed(f"{self.path.name} was closed while it was working. {self._again()}")
-        advice = next((text for name, text in ADVICE.items() if name in death.how), "Read model.log.")
+            return ModelClosed(f"{self.path.name} was closed while it was working. {AGAIN}")
         self._death = f"Its process ended: {death.how}. {advice}"
-        return ModelDied(f"{self.path.name}: {self._death} {self._again()}", partial_text, death.log)
-
-    def _again(self):
-        return "The notebook is unharmed; model.reload() loads it again."
+        return ModelDied(f"{self.path.name}: {self._death} {AGAIN}", partial_text, death.log)
 
     def _must_live(self):
         if self._closed:
             raise ModelClosed(f"{self.path.name} is closed. model.reload() loads it again.")
         if not self.alive:
-            raise ModelDied(
-                f"{self.path.name}: {self._death or 'Its process has ended.'} {self._again()}", log=self.log
-            )
+            raise ModelDied(f"{self.path.name}: {self._death or 'Its process has ended.'} {AGAIN}", log=self.log)
 
     @contextlib.contextmanager
     def _one_at_a_time(self, needs_life=True):
@@ -520,16 +526,22 @@ class Model:
 def memory_of(pid):
     """What a process holds in RAM now: a `Memory`, from Linux's `/proc`, elsewhere from psutil."""
     try:
+        file, anonymous = _resident(pid)
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         info = need("psutil", "read the memory of a process").Process(pid).memory_info()
         peak = max(getattr(info, "peak_wset", 0), info.rss)
         return Memory(0, info.rss, peak, "psutil: resident set, not split into file and anonymous pages here")
-    kib = dict(re.findall(r"^(RssAnon|RssFile|RssShmem|VmHWM):\s+(\d+) kB", status, re.MULTILINE))
-    anonymous, file, shared, peak = (
-        int(kib.get(k, 0)) * units.KIB for k in ("RssAnon", "RssFile", "RssShmem", "VmHWM")
-    )
-    return Memory(file, anonymous + shared, peak, f"/proc/{pid}/status")
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    peak_bytes = int(peak[1]) * units.KIB if peak else 0
+    return Memory(file, anonymous, max(peak_bytes, file + anonymous), f"/proc/{pid}/statm, status")
+
+
+def _resident(pid):
+    """(file pages, anonymous pages) in bytes: the cheapest look Linux offers, taken 50 times a second."""
+    with open(f"/proc/{pid}/statm", "rb") as file:
+        resident, shared = (int(pages) * mmap.PAGESIZE for pages in file.read().split()[1:3])
+    return shared, resident - shared
 
 
 def parse_reserved(log):
@@ -553,6 +565,11 @@ def _guard(path, settings, force, machine):
     machine = machine or hardware.detect()
     asked = {name: value for name, value in settings.items() if name in memory.Settings.__dataclass_fields__}
     repack = (machine.repack or True) if settings["repack"] else False
+    if repack == "amx" and not force:
+        raise LoadError(
+            f"{path.name} was not loaded with repack=True: on processors with AMX, as this one, llama.cpp's repacked "
+            "path crashes at the first token (llama.cpp issue 20824). Leave repack at False; force=True tries anyway."
+        )
     asked |= {"n_outputs_max": 1, "swa_full": False, "repack": repack}
     chosen = memory.Settings(**asked)  # complains about impossible values before the file is opened
     try:
@@ -642,8 +659,13 @@ class _Peak:
     """The largest memory seen while a model worked, its parts taken at that same moment."""
 
     def __init__(self, pid):
-        self._pid, self.best, self._next = pid, None, 0.0
+        self._pid, self._next = pid, 0.0
+        self.file_bytes = self.anonymous_bytes = 0
         self.sample()
+
+    @property
+    def resident_bytes(self):
+        return self.file_bytes + self.anonymous_bytes
 
     def sample_if_due(self):
         if time.monotonic() >= self._next:
@@ -652,11 +674,18 @@ class _Peak:
     def sample(self):
         self._next = time.monotonic() + SAMPLE_EVERY_S
         try:
-            now = memory_of(self._pid)
+            file, anonymous = _resident(self._pid)
+        except OSError:
+            file, anonymous = self._elsewhere()
+        if file + anonymous > self.resident_bytes:
+            self.file_bytes, self.anonymous_bytes = file, anonymous
+
+    def _elsewhere(self):
+        try:
+            memory = memory_of(self._pid)
         except Exception:  # the process is gone, or nothing can read it: the answer matters more
-            now = Memory(0, 0, 0, "unknown")
-        if self.best is None or now.resident_bytes > self.best.resident_bytes:
-            self.best = now
+            return 0, 0
+        return memory.file_bytes, memory.anonymous_bytes
 
 
 def _messages(prompt, system, history):

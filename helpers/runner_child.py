@@ -57,9 +57,12 @@ class Model:
     """One model in llama.cpp, by its C interface: the loop below costs less than the package's own."""
 
     def __init__(self, parent, request):
-        import llama_cpp
-
+        try:
+            import llama_cpp
+        except Exception as error:  # missing, or its library does not load: either way it must be installed anew
+            raise Refused("import", str(error)) from error
         self.lib, self.parent, self.request = llama_cpp, parent, request
+        self._buffer = ctypes.create_string_buffer(256)
         self.log = Log(llama_cpp)
         llama_cpp.llama_backend_init()
         start = time.perf_counter()
@@ -158,7 +161,7 @@ class Model:
         """Token ids; the model's start token is added unless the text begins with it already."""
         start = self._special("bos")
         add_special = not (start and text.startswith(start))
-        data = text.encode()
+        data = text.encode(errors="replace")
         room = len(data) + 8
         ids = (ctypes.c_int32 * room)()
         n = self.lib.llama_tokenize(self.vocab, data, len(data), ids, room, add_special, True)
@@ -166,11 +169,13 @@ class Model:
             raise Refused("value", f"the text could not be split into tokens (llama.cpp answered {n})")
         return ids[:n]
 
-    def piece(self, token, special=False, buffer=ctypes.create_string_buffer(256)):  # noqa: B008 (one buffer for all)
-        n = self.lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
-        if n < 0:  # a token longer than 256 bytes
-            return self.piece(token, special, ctypes.create_string_buffer(-n))
-        return buffer.raw[:n]
+    def piece(self, token, special=False):
+        """The bytes of a token; without `special`, nothing for tokens such as the end of a turn."""
+        n = self.lib.llama_token_to_piece(self.vocab, token, self._buffer, len(self._buffer), 0, special)
+        if n < 0:
+            self._buffer = ctypes.create_string_buffer(-n)
+            return self.piece(token, special)
+        return self._buffer.raw[:n]
 
     def tokenize(self, text):
         return [(token, self.piece(token, special=True).decode(errors="replace")) for token in self.tokens(text)]
@@ -211,7 +216,7 @@ class Model:
 
     def _generate(self, request, tokens, sampler):
         """Read the prompt, then one token after the other; text goes to the parent as it comes."""
-        lib, context, send, cancelled = self.lib, self.context, self.parent.send, self.parent.cancelled.is_set
+        lib, context, parent = self.lib, self.context, self.parent
         decode, sample, is_end = lib.llama_decode, lib.llama_sampler_sample, lib.llama_vocab_is_eog
         request_id, most = request["id"], min(request["max_tokens"], self.n_ctx - len(tokens))
         decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a letter may span two tokens
@@ -232,17 +237,17 @@ class Model:
                 text = decoder.decode(self.piece(token[0]))
                 if text:
                     pieces.append(text)
-                    send({"id": request_id, "piece": text})
+                    parent.send({"id": request_id, "piece": text})
                 if n == most:
                     why = "length" if n == request["max_tokens"] else "context"
                     break
-                if cancelled():
+                if parent.cancelled.is_set():
                     break
                 if status := decode(context, batch):
                     raise RuntimeError(f"llama_decode answered {status}")
         if rest := decoder.decode(b"", final=True):
             pieces.append(rest)
-            send({"id": request_id, "piece": rest})
+            parent.send({"id": request_id, "piece": rest})
         return {
             "text": "".join(pieces),
             "answer_tokens": n,
@@ -305,7 +310,7 @@ def serve():
             model, answer = handle(model, parent, request)
             parent.send({"id": request["id"], "done": answer})
         except Exception as error:  # every failure must reach the parent as an answer
-            kind = "import" if isinstance(error, ImportError) else getattr(error, "kind", "other")
+            kind = getattr(error, "kind", "other")
             if kind == "other":
                 traceback.print_exc()
             parent.send({"id": request["id"], "error": str(error) or type(error).__name__, "kind": kind})

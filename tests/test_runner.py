@@ -130,12 +130,13 @@ def test_memory_of_this_process():
 def test_memory_without_proc_comes_from_psutil(monkeypatch):
     pytest.importorskip("psutil")
 
-    def missing(*args, **kwargs):
+    def missing(pid):
         raise FileNotFoundError
 
-    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr(runner, "_resident", missing)
     memory = runner.memory_of(os.getpid())
     assert memory.file_bytes == 0 and memory.resident_bytes > 10**6 and "psutil" in memory.source
+    assert runner._Peak(os.getpid()).resident_bytes > 10**6
 
 
 def test_an_answer_escapes_what_came_from_the_model():
@@ -196,6 +197,15 @@ def test_the_guard_weighs_what_the_formulas_do_not_know(tmp_path):
     with pytest.raises(WontFit) as caught:
         runner.load(first, machine=small)
     assert caught.value.verdict.needed_bytes > 10**9
+
+
+def test_repacking_is_refused_where_it_crashes(tiny_file):
+    import dataclasses
+
+    laptop = hardware.Machine.pretend("an AMX machine", ram_available_bytes=4 * 1024**3)
+    amx = dataclasses.replace(laptop, cpu_flags=hardware.Flags({"amx_int8", "avx512f", "avx2"}, "you said so"))
+    with pytest.raises(LoadError, match="AMX.*repack at False"):
+        runner.load(tiny_file, repack=True, machine=amx)
 
 
 def test_a_cache_type_that_the_heads_do_not_allow_is_named(tmp_path):
@@ -449,6 +459,23 @@ def test_a_failing_callback_does_not_spoil_the_next_answer(tiny):
 
 
 @with_model
+def test_a_cancel_means_the_running_answer_even_if_the_next_question_is_there_already(smol, monkeypatch):
+    """The question that follows at once must neither revive the cancelled answer nor be cancelled itself."""
+
+    def fails(piece):
+        raise ZeroDivisionError
+
+    messages, receive = [], smol._receive
+    monkeypatch.setattr(smol, "_receive", lambda timeout: messages.append(receive(timeout)) or messages[-1])
+    for _ in range(5):
+        with pytest.raises(ZeroDivisionError):
+            smol.complete("Count: 1, 2, 3,", max_tokens=1500, temperature=0, stream=fails)
+        answer = smol.complete("1, 2, 3, 4, 5,", temperature=0, max_tokens=8)
+        assert answer.finish_reason == "length" and answer.text.startswith(" 6, 7")
+    assert len([m for m in messages if m and "piece" in m]) < 1000, "no cancelled answer went on to its 1500 tokens"
+
+
+@with_model
 def test_a_second_thread_is_told_to_wait(smol, monkeypatch):
     monkeypatch.setattr(runner, "BUSY_AFTER_S", 0.05)
     said = []
@@ -578,6 +605,15 @@ def test_a_missing_tensor_is_a_load_error_in_one_line(tmp_path):
     assert "\n" not in str(caught.value) and caught.value.log
     with runner.load(write_tiny(tmp_path / "good.gguf")) as model:
         assert model.alive
+
+
+@posix
+def test_a_child_that_dies_while_loading(tiny_file, tmp_path, monkeypatch):
+    (tmp_path / "dies_at_once.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(runner, "CHILD", "dies_at_once")
+    with pytest.raises(ModelDied, match="tiny.gguf: its process ended while loading: killed by SIGKILL.*smaller n_ctx"):
+        runner.load(tiny_file)
 
 
 def test_a_missing_package_is_named(tiny_file, tmp_path, monkeypatch):
