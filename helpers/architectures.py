@@ -3,7 +3,7 @@
 import functools
 import html
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True)
@@ -110,31 +110,39 @@ class Tensor:
     shape: tuple[int, ...]
 
 
-# What each family adds to the plain llama layout. `qkv`: one fused matrix; `gate_up`: gate and up in one, `no_gate`: up;
+# What each family adds to plain llama. `qkv`: one fused matrix; `gate_up`: gate and up in one; `no_gate`: no gate;
 # `qk_norm`, `post_norm`, `sub_norm`, `second_norm`: more norms; `norm_bias`, `qkv_bias`, `out_bias`, `ffn_bias`,
 # `output_bias`: biases; `one_norm`: attention and feed-forward share one; `sinks`: one number per head that takes
 # attention off; `expert_bias`; `positions`: a learned table; `mla`: see `kv_lora_rank`; `tied_only`: no output matrix;
-# `windows`: layers may see a sliding window, `windows_only`: some always do; `as_wide`: the heads make up the width.
+# `windows`: layers may see a sliding window, `windows_only`: some always do; `as_wide`: the heads make up the width;
+# `experts`: the feed-forward may be a choice of experts, `experts_only`: it always is; `never_tied`: has an output
+# matrix.
 FAMILIES = {
-    "llama": frozenset(),
+    "llama": frozenset({"experts"}),
     "qwen2": frozenset({"qkv_bias", "as_wide"}),
     "qwen2vl": frozenset({"qkv_bias", "as_wide"}),
     "qwen3": frozenset({"qk_norm"}),
-    "qwen3moe": frozenset({"qk_norm"}),
+    "qwen3moe": frozenset({"qk_norm", "experts", "experts_only"}),
     "gemma": frozenset({"tied_only"}),
     "gemma2": frozenset({"post_norm", "tied_only", "windows", "windows_only"}),
     "gemma3": frozenset({"post_norm", "qk_norm", "windows"}),
     "phi2": frozenset(
-        {"qkv_bias", "out_bias", "norm_bias", "ffn_bias", "no_gate", "one_norm", "output_bias", "as_wide"}
+        {
+            *("qkv_bias", "out_bias", "norm_bias", "ffn_bias", "no_gate", "one_norm", "output_bias", "as_wide"),
+            "never_tied",
+        }
     ),
     "phi3": frozenset({"qkv", "gate_up", "as_wide"}),
     "gpt-oss": frozenset(
-        {"qkv_bias", "out_bias", "sinks", "expert_bias", "norm_after_attention", "windows", "windows_only"}
+        {
+            *("qkv_bias", "out_bias", "sinks", "expert_bias", "norm_after_attention", "windows", "windows_only"),
+            *("experts", "experts_only", "never_tied"),
+        }
     ),
-    "deepseek2": frozenset({"mla"}),
+    "deepseek2": frozenset({"mla", "experts", "experts_only"}),
     "bitnet": frozenset({"sub_norm", "tied_only", "as_wide"}),
     "falcon": frozenset({"qkv", "norm_bias", "no_gate", "one_norm", "second_norm", "as_wide"}),
-    "gptneox": frozenset({"qkv", "qkv_bias", "out_bias", "norm_bias", "ffn_bias", "no_gate", "as_wide"}),
+    "gptneox": frozenset({"qkv", "qkv_bias", "out_bias", "norm_bias", "ffn_bias", "no_gate", "as_wide", "never_tied"}),
     "gpt2": frozenset({"qkv", "qkv_bias", "out_bias", "norm_bias", "ffn_bias", "no_gate", "positions", "as_wide"}),
 }
 
@@ -279,6 +287,7 @@ LIMITS = {  # generous: ten times what the largest published models have
 }
 
 
+MOST_EXPERTS = 512  # LLAMA_MAX_EXPERTS
 MAY_BE_ZERO = ("n_embd_head_k", "n_embd_head_v", "n_ff")  # in some families without a table here
 
 
@@ -325,6 +334,11 @@ def _check_family(spec):
         raise ValueError(
             f"{spec.name}: n_embd_head_k is {spec.n_embd_head_k}; rotary positions need an even head size."
         )
+    if spec.n_rot % 2 or not 0 <= spec.n_rot <= spec.n_embd_head_k:
+        raise ValueError(
+            f"{spec.name}: n_rot is {spec.n_rot}; it must be an even number from 0 to {spec.n_embd_head_k} "
+            "(n_embd_head_k)."
+        )
     family, windows = FAMILIES[spec.architecture], spec.n_swa > 0 and spec.swa_pattern > 0
     if spec.n_embd_head_k != spec.n_embd_head_v and "mla" not in family:
         raise ValueError(
@@ -343,3 +357,135 @@ def _check_family(spec):
         )
     if "tied_only" in family and not spec.tied:
         raise ValueError(f"{spec.name}: tied is False, but the family {spec.architecture} has no output matrix.")
+    if "never_tied" in family and spec.tied:
+        raise ValueError(f"{spec.name}: tied is True, but the family {spec.architecture} always has an output matrix.")
+    _check_experts(spec, family)
+    if "mla" in family:
+        _check_latent(spec)
+
+
+def _check_experts(spec, family):
+    if not spec.n_expert:
+        if "experts_only" in family:
+            raise ValueError(f"{spec.name}: n_expert is 0, but the family {spec.architecture} always has experts.")
+        return
+    if "experts" not in family:
+        with_experts = ", ".join(name for name, flags in FAMILIES.items() if "experts" in flags)
+        raise ValueError(
+            f"{spec.name}: n_expert is {spec.n_expert}, but the family {spec.architecture} has no experts. "
+            f"Families with experts: {with_experts}."
+        )
+    if not 1 <= spec.n_expert <= MOST_EXPERTS:
+        raise ValueError(f"{spec.name}: n_expert is {spec.n_expert}; llama.cpp takes from 1 to {MOST_EXPERTS}.")
+    if not 1 <= spec.n_expert_used <= spec.n_expert:
+        raise ValueError(
+            f"{spec.name}: n_expert_used is {spec.n_expert_used}; of {spec.n_expert} experts a token can use from 1 to "
+            f"{spec.n_expert}."
+        )
+    if "experts_only" in family and spec.n_ff_exp < 1:
+        raise ValueError(f"{spec.name}: n_ff_exp is {spec.n_ff_exp}; give the width of one expert.")
+    if "experts_only" not in family and spec.n_ff_exp not in (0, spec.n_ff):
+        raise ValueError(
+            f"{spec.name}: n_ff_exp is {spec.n_ff_exp}; in the family {spec.architecture} one expert is as wide as "
+            f"n_ff, here {spec.n_ff}."
+        )
+
+
+def _check_latent(spec):
+    n_rot = spec.n_rot or spec.n_embd_head_k
+    if spec.kv_lora_rank < 1 or spec.n_embd_head_k != spec.kv_lora_rank + n_rot:
+        raise ValueError(
+            f"{spec.name}: n_embd_head_k is {spec.n_embd_head_k}; with MLA it must be kv_lora_rank + n_rot, here "
+            f"{spec.kv_lora_rank} + {n_rot}."
+        )
+    if spec.n_embd_head_v != spec.kv_lora_rank:
+        raise ValueError(
+            f"{spec.name}: n_embd_head_v is {spec.n_embd_head_v}; with MLA it must be kv_lora_rank, here "
+            f"{spec.kv_lora_rank}."
+        )
+    if spec.n_embd_head_k_mla <= n_rot or spec.n_embd_head_v_mla < 1:
+        raise ValueError(
+            f"{spec.name}: n_embd_head_k_mla is {spec.n_embd_head_k_mla} and n_embd_head_v_mla "
+            f"{spec.n_embd_head_v_mla}; the first must be more than n_rot, here {n_rot}, the second at least 1."
+        )
+
+
+PARAMETER_PARTS = ("embeddings", "attention", "feed-forward", "norms and other vectors")
+
+
+def params_by_part(spec):
+    """Where a model's weights are: part -> number of weights; the numbers add up to `n_params`.
+
+    "embeddings": the token embedding, an output matrix, a table of positions; "norms and other vectors": what is no
+    matrix, wherever it stands. The router of a mixture of experts counts as feed-forward.
+
+    >>> from helpers import models
+    >>> parts = params_by_part(models.get("tinyllama-1.1b"))
+    >>> parts["embeddings"] == 2 * 32_000 * 2_048, parts["feed-forward"] == 22 * 3 * 2_048 * 5_632
+    (True, True)
+    """
+    found = dict.fromkeys(PARAMETER_PARTS, 0)
+    for tensor in tensors(spec):
+        found[_parameter_part(tensor)] += math.prod(tensor.shape)
+    return found
+
+
+def _parameter_part(tensor):
+    if len(tensor.shape) < 2:
+        return PARAMETER_PARTS[3]
+    if not tensor.name.startswith("blk."):
+        return PARAMETER_PARTS[0]
+    return PARAMETER_PARTS[1] if ".attn_" in tensor.name else PARAMETER_PARTS[2]
+
+
+OF_A_FILE = (
+    *("n_params_vision", "year", "uses", "license", "languages", "hub", "sources", "notes"),
+    *("ollama", "ollama_quantization", "ollama_tag", "ollama_serves"),
+)
+
+
+def redesign(spec, **shape):
+    """A new `ModelSpec` like `spec` with some numbers changed, named "my-model"; `check` says whether it can be.
+
+    The part that sees images and all that is known about a published file are dropped; from another family also latent
+    attention, rotary frequencies and dense layers before the experts.
+
+    >>> from helpers import models
+    >>> deeper = redesign(models.get("tinyllama-1.1b"), n_layer=44)
+    >>> deeper.n_params - models.get("tinyllama-1.1b").n_params == 22 * 44_044_288
+    True
+    """
+    dropped = {field.name: field.default for field in fields(ModelSpec) if field.name in OF_A_FILE}
+    if spec.n_rot > shape.get("n_embd_head_k", spec.n_embd_head_k):
+        dropped["n_rot"] = 0
+    if shape.get("architecture", spec.architecture) != spec.architecture:
+        dropped |= dict.fromkeys(("n_rot", "kv_lora_rank", "n_embd_head_k_mla", "n_embd_head_v_mla"), 0)
+        dropped |= {"rope_freqs": False, "n_expert_shared": 0, "n_layer_dense_lead": 0}
+    return replace(spec, **{**dropped, "name": "my-model", "title": "My model", **shape})
+
+
+def may_have(architecture):
+    """What a family leaves open: {"windows": ..., "experts": ..., "tied": ...}, each the set of what may be.
+
+    >>> sorted(may_have("gpt-oss").items())
+    [('experts', {True}), ('tied', {False}), ('windows', {True})]
+    >>> may_have("llama")["experts"] == {False, True}
+    True
+    """
+    flags = FAMILIES[architecture]
+    return {
+        "windows": {"windows" in flags, "windows_only" in flags},
+        "experts": {"experts" in flags, "experts_only" in flags},
+        "tied": {"never_tied" not in flags, "tied_only" in flags},
+    }
+
+
+def family_with(architecture, **switches):
+    """A family that may have these switches: `architecture` itself, else the plainest that can, else `architecture`.
+
+    >>> family_with("llama", windows=True, experts=False), family_with("qwen3", experts=True)
+    ('gemma3', 'llama')
+    """
+    candidates = (architecture, "llama", "gemma3", "gpt-oss", *FAMILIES)
+    fitting = (name for name in candidates if all(on in may_have(name)[what] for what, on in switches.items()))
+    return next(fitting, architecture)

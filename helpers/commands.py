@@ -9,6 +9,10 @@ OLLAMA_SERVES = (
     "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
 )  # fmt: skip
 DEFAULTS = memory.Settings()
+SHAPE = (
+    *("n_layer", "n_embd", "n_head", "n_head_kv", "n_embd_head_k", "n_embd_head_v", "n_ff", "n_vocab", "tied"),
+    *("n_swa", "swa_pattern", "n_expert", "n_expert_used", "n_ff_exp"),
+)
 
 
 def python_cell(spec, quantization, settings):
@@ -62,6 +66,8 @@ def llama_server(spec, quantization, settings):
             options.append((option, getattr(settings, name)))
     if settings.n_gpu_layers:
         options.append(("--n-gpu-layers", 999 if settings.n_gpu_layers < 0 else settings.n_gpu_layers))
+    if settings.tensor_split:
+        options.append(("--tensor-split", ",".join(map(str, settings.tensor_split))))
     switches = (("--kv-unified", settings.kv_unified), ("--swa-full", settings.swa_full))
     switches += (("--no-repack", not settings.repack),)
     words = [*(f"{option} {value}" for option, value in options), *(name for name, on in switches if on)]
@@ -110,3 +116,40 @@ def modelfile(spec, quantization, settings):
     if server:
         lines.append(f"# start the server with: {' '.join(server)} ollama serve")
     return "\n".join(lines)
+
+
+def everywhere(spec, quantization, settings):
+    """The same choice as named pieces of text: a tuple of (title, text)."""
+    return (
+        ("In Python", python_cell(spec, quantization, settings)),
+        ("llama.cpp", llama_server(spec, quantization, settings)),
+        ("Ollama Modelfile", modelfile(spec, quantization, settings)),
+    )
+
+
+def design_cell(start, spec, quantization, settings):
+    """A cell that makes a designed model again, from the catalogue's `start`, and asks formula and engine about it.
+
+    >>> from helpers import architectures, models
+    >>> start = models.get("tinyllama-1.1b")
+    >>> print(design_cell(start, architectures.redesign(start, n_layer=44), "Q4_K_M", memory.Settings(n_ctx=8192)))
+    from helpers import architectures, engine, memory, models
+    start = models.get("tinyllama-1.1b")
+    spec = architectures.redesign(start, n_layer=44)
+    print(memory.estimate(spec, "Q4_K_M", n_ctx=8192))
+    print(engine.reserve(spec, "Q4_K_M", n_ctx=8192))
+    """
+    shape = [f'architecture="{spec.architecture}"'] if spec.architecture != start.architecture else []
+    shape += [f"{name}={getattr(spec, name)!r}" for name in SHAPE if getattr(spec, name) != getattr(start, name)]
+    changed = {name: value for name, value in vars(settings).items() if value != getattr(DEFAULTS, name)}
+    asked = ", ".join(["spec", f'"{quantization}"', *(f"{name}={value!r}" for name, value in changed.items())])
+    asked = asked.replace("'", '"')
+    return "\n".join(
+        (
+            "from helpers import architectures, engine, memory, models",
+            f'start = models.get("{start.name}")',
+            f"spec = architectures.redesign({', '.join(['start', *shape])})",
+            f"print(memory.estimate({asked}))",
+            f"print(engine.reserve({asked}))",
+        )
+    )

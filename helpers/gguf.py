@@ -85,8 +85,7 @@ WINDOWED = {
 WINDOW_IGNORED = ("llama", "phi3")
 
 BEYOND_SPEC = {  # what changes memory or speed, but has no field in ModelSpec
-    "expert_count": "it is a mixture of experts",
-    "attention.kv_lora_rank": "it compresses its KV cache (MLA)",
+    "attention.q_lora_rank": "it compresses its queries",
     "ssm.conv_kernel": "it has recurrent layers",
     "nextn_predict_layers": "it has extra layers that predict further tokens",
 }
@@ -635,10 +634,13 @@ def _spec(header):
     notes += [f"This shape leaves something out: {why}." for key, why in BEYOND_SPEC.items() if keys.get(key)]
     if isinstance(heads, tuple) or isinstance(n_ff, tuple):
         notes.append("Its layers differ in size: n_head and n_ff are those of the largest layer.")
+    latent, more_notes = _latent(keys)
+    notes += more_notes
     tied = "output.weight" not in names
     if tied and _split_notes(metadata):
         tied = False
         notes.append("The output matrix may be in another part of this split model; it is counted as present.")
+    head_size_k, n_rot = keys.number("attention.key_length", head_size), keys.number("rope.dimension_count", 0)
     return ModelSpec(
         name=_slug(header),
         architecture=architecture,
@@ -646,7 +648,7 @@ def _spec(header):
         n_embd=n_embd,
         n_head=n_head,
         n_head_kv=keys.per_layer("attention.head_count_kv", heads, n_layer),
-        n_embd_head_k=keys.number("attention.key_length", head_size),
+        n_embd_head_k=head_size_k,
         n_embd_head_v=keys.number("attention.value_length", head_size),
         n_ff=_largest(n_ff),
         n_vocab=_n_vocab(header, keys),
@@ -654,13 +656,34 @@ def _spec(header):
         tied=tied,
         n_swa=n_swa,
         swa_pattern=swa_pattern,
+        n_rot=n_rot if n_rot != head_size_k else 0,
+        n_expert=keys.number("expert_count", 0),
+        n_expert_used=_largest(keys.per_layer("expert_used_count", 0, n_layer)),
+        n_expert_shared=keys.number("expert_shared_count", 0),
+        n_ff_exp=_largest(keys.per_layer("expert_feed_forward_length", 0, n_layer)),
+        n_layer_dense_lead=keys.number("leading_dense_block_count", 0),
+        **latent,
         rope_freqs="rope_freqs.weight" in names,
+        tokenizer="spm" if metadata.get("tokenizer.ggml.model") == "llama" else "bpe",
         title=_said(metadata, "general.name"),
         license=_said(metadata, "general.license"),
         languages=_said(metadata, "general.languages"),
         sources=(f"header of {_printable(header.name)}",),
         notes=" ".join(notes),
     )
+
+
+def _latent(keys):
+    """What MLA adds to a shape, and a sentence about a file that leaves it unused."""
+    if not keys.number("attention.kv_lora_rank", 0):
+        return {}, []
+    if not keys.number("attention.key_length_mla", 0):
+        return {}, ["It could cache one short vector for all heads (MLA), but this file is stored without that."]
+    return {
+        "kv_lora_rank": keys.number("attention.kv_lora_rank"),
+        "n_embd_head_k_mla": keys.number("attention.key_length_mla"),
+        "n_embd_head_v_mla": keys.number("attention.value_length_mla"),
+    }, []
 
 
 def _no_model(header, architecture):

@@ -77,6 +77,7 @@ def metadata(spec):
     }
     if spec.n_swa and spec.swa_pattern:
         shape["attention.sliding_window"] = spec.n_swa
+        shape["attention.sliding_window_pattern"] = spec.swa_pattern
     optional = {
         "expert_count": spec.n_expert,
         "expert_used_count": spec.n_expert_used,
@@ -92,7 +93,8 @@ def metadata(spec):
         shape["rope.dimension_sections"] = (16, 24, 24, 0)
     if spec.architecture == "gptneox":
         shape["use_parallel_residual"] = True
-        shape["attention.sliding_window_pattern"] = spec.swa_pattern
+    if spec.architecture == "deepseek2":
+        shape["attention.q_lora_rank"] = 0  # one query matrix, as the Lite models have it
     prefixed = {f"{spec.architecture}.{key}": value for key, value in shape.items()}
     return {**prefixed, "tokenizer.ggml.model": "none"}
 

@@ -34,26 +34,35 @@ ROLES = (  # the first that occurs in the tensor's name decides
 )
 
 
-def tensor_types(spec, quantization):
+def tensor_types(spec, quantization, imatrix=False):
     """Tensor name -> ggml type name for a whole model.
 
-    *When it misleads*: publishers may give an importance matrix (which changes some I-quants), their own overrides
-    ("UD", "XL"), or store an output tensor of a tied model separately. Read the file's header for what is really there.
+    `imatrix`: the file was made with an importance matrix, which changes the down projections of IQ4_XS, IQ4_NL, Q4_0,
+    Q5_0 and IQ3_XXS, and the values of IQ3_XXS; no other size depends on it.
 
-    Source: llama.cpp `src/llama-quant.cpp`; `tests/test_mixes.py` compares every tensor with the quantizer itself.
+    *When it misleads*: publishers may add their own overrides ("UD", "XL"), or store an output tensor of a tied model
+    separately. Read the file's header for what is really there.
+
+    Source: llama.cpp `src/llama-quant.cpp`; `tests/test_mixes.py` compares every tensor with the quantizer itself, and
+    `tests/test_published.py` the sums with published files, with and without an importance matrix.
+
+    >>> from helpers import models
+    >>> [tensor_types(models.get("qwen3-4b"), "Q4_0", matrix)["blk.0.ffn_down.weight"] for matrix in (False, True)]
+    ['Q4_0', 'Q4_1']
     """
-    return dict(_tensor_types(spec, formats.quantization(quantization).name))
+    return dict(_tensor_types(spec, formats.quantization(quantization).name, bool(imatrix)))
 
 
 @functools.lru_cache(maxsize=4096)
-def _tensor_types(spec, quantization):
+def _tensor_types(spec, quantization, imatrix):
     from . import architectures
 
-    return tuple((t.name, tensor_type(t.name, t.shape, spec, quantization)) for t in architectures.tensors(spec))
+    tensors = architectures.tensors(spec)
+    return tuple((t.name, tensor_type(t.name, t.shape, spec, quantization, imatrix)) for t in tensors)
 
 
-def tensor_type(name, shape, spec, quantization):
-    """The ggml type that one tensor gets.
+def tensor_type(name, shape, spec, quantization, imatrix=False):
+    """The ggml type that one tensor gets; `imatrix` as in `tensor_types`.
 
     >>> from helpers import models
     >>> spec = models.get("llama-3.1-8b")
@@ -67,7 +76,7 @@ def tensor_type(name, shape, spec, quantization):
         return "F32"
     if base in ("F32", "F16", "BF16"):
         return base
-    return _fitting(_wanted(name, shape, spec, quantization, base), shape[0])
+    return _fitting(_wanted(name, shape, spec, quantization, base, imatrix), shape[0])
 
 
 def stays_f32(name, shape):
@@ -100,7 +109,7 @@ def _more_bits(layer, n_layer):
     return layer < n_layer // 8 or layer >= 7 * n_layer // 8 or (layer - n_layer // 8) % 3 == 2
 
 
-def _wanted(name, shape, spec, quantization, base):
+def _wanted(name, shape, spec, quantization, base, imatrix):
     role, layer = _role(name, spec), int(name.split(".")[1]) if name.startswith("blk.") else 0
     if quantization == "MXFP4":
         return "MXFP4" if len(shape) == 3 else "Q8_0"
@@ -111,6 +120,8 @@ def _wanted(name, shape, spec, quantization, base):
     facts = _Facts(spec, layer)
     if quantization in VERY_LOW:
         return _wanted_very_low(name, role, quantization, base, facts)
+    if imatrix and role in ("value", "down") and (quantization, role) in _WITH_IMATRIX:
+        return _wanted_with_imatrix(quantization, role, base, facts)
     if role == "value":
         return _wanted_value(quantization, base, facts)
     eight = spec.n_expert == 8
@@ -146,7 +157,8 @@ class _Facts:
         self.n_expert, self.n_expert_shared = spec.n_expert, spec.n_expert_shared
         self.n_layer_dense_lead = spec.n_layer_dense_lead
         self.falcon = spec.architecture == "falcon"
-        self.seventy = spec.architecture == "llama" and spec.n_layer == 80 and spec.n_head != n_head_kv
+        llama_70b = spec.architecture == "llama" and spec.n_head != n_head_kv
+        self.seventy = spec.n_layer == 80 and (llama_70b or spec.architecture == "qwen2")
 
 
 def _wanted_output(row_length, spec, quantization, base):
@@ -176,6 +188,19 @@ def _wanted_very_low(name, role, quantization, base, facts):
     if role == "attention_output" and quantization not in ("IQ2_XXS", "IQ2_XS"):
         return "IQ3_S" if better == "IQ3_S" else "IQ2_XXS"
     return base
+
+
+_WITH_IMATRIX = {("IQ3_XXS", "value")} | {(name, "down") for name in ("IQ3_XXS", "IQ4_NL", "IQ4_XS", "Q4_0", "Q5_0")}
+
+
+def _wanted_with_imatrix(quantization, role, base, facts):
+    """Where weights are known to matter, I-quants need no larger type; Q4_0 and Q5_0 get one in the first layers."""
+    if role == "value":
+        if facts.n_expert == 8:
+            return "Q8_0"
+        return ("Q5_K" if facts.seventy else "Q4_K") if facts.shared_values else base
+    larger = {"Q4_0": "Q4_1", "Q5_0": "Q5_1"}
+    return larger.get(quantization, base) if facts.early else base
 
 
 def _wanted_value(quantization, base, facts):

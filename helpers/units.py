@@ -70,3 +70,14 @@ def from_gib(n_gib):
     536870912
     """
     return int(n_gib * GIB)
+
+
+def show_count(n):
+    """A large number of things as people say it.
+
+    >>> show_count(8_030_261_312), show_count(134_515_008), show_count(5_000)
+    ('8.03 billion', '134.5 million', '5,000')
+    """
+    if n >= GB:
+        return f"{n / GB:.4g} billion"
+    return f"{n / MB:.4g} million" if n >= MB else f"{n:,}"

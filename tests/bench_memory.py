@@ -12,13 +12,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a clone that is not installed
 
-from shapes import random_cases
+from shapes import CONTEXTS, grid, random_cases
 
 from helpers import engine, formats, memory, models, units
 from helpers.architectures import FAMILIES
 
 QUANTIZATION = "Q4_K_M"
-CONTEXTS, CACHES, UBATCHES = (512, 2048, 8192, 32768), ("f16", "q8_0", "q4_0"), (128, 512)
 PRINTED = 0.005 * units.MIB  # llama.cpp prints MiB with two digits
 PARTS = ("kv_bytes", "compute_bytes", "reserved_bytes")
 RULES = {
@@ -33,13 +32,9 @@ def nominal_bits():
     return int(formats.quantization(QUANTIZATION).base[1])
 
 
-def grid():
-    """The catalogue at all settings; llama.cpp refuses a quantized V cache without flash attention."""
-    for name, n_ctx, cache, flash_attn, n_ubatch in itertools.product(
-        models.names(), CONTEXTS, CACHES, (True, False), UBATCHES
-    ):
-        caches = {"cache_type_k": cache, "cache_type_v": cache if flash_attn else "f16"}
-        yield models.get(name), {"n_ctx": n_ctx, "flash_attn": flash_attn, "n_ubatch": n_ubatch, **caches}
+def catalogue():
+    """The catalogue at all settings."""
+    return [(spec, settings) for spec in map(models.get, models.names()) for settings in grid(spec)]
 
 
 def other_settings():
@@ -77,12 +72,16 @@ def line(who, found):
     print(f"    {who:<26} n {len(found):4}  {shown}")
 
 
+def family_of(spec):
+    return f"{spec.architecture}, experts" if spec.n_expert else spec.architecture
+
+
 def table(title, answers):
     print(f"\n{title}: error of the formula against the engine")
     for part in PARTS:
         print(f"  {'total (reserved)' if part == 'reserved_bytes' else part.removesuffix('_bytes')}")
-        for family in FAMILIES:
-            line(family, errors([answer for answer in answers if answer[0].architecture == family], part))
+        for family in sorted({family_of(spec) for spec, _, _ in answers}):
+            line(family, errors([answer for answer in answers if family_of(answer[0]) == family], part))
         line("all", errors(answers, part))
     for part, prints in (
         ("kv_bytes", 4),
@@ -107,7 +106,7 @@ def main():
     parser.add_argument("--random", type=int, default=60, help="held-out shapes per family")
     n_random = parser.parse_args().random
     print(f"{len(models.names())} models at {QUANTIZATION}")
-    answers = ask(grid())
+    answers = ask(catalogue())
     table("Catalogue", answers)
     rules(answers)
     table("Catalogue, one output or four slots", ask(other_settings()))

@@ -21,8 +21,15 @@ def test_counts_equal_the_published_ones(name):
 
 
 def test_enough_of_the_counts_are_published():
-    assert len(PUBLISHED) >= 10
-    assert {models.get(name).architecture for name in PUBLISHED} == set(FAMILIES)
+    assert len(PUBLISHED) >= 33
+    unpublished = {"phi2", "deepseek2", "bitnet", "falcon", "gptneox", "gpt2"}  # rounded numbers only, as "2.7B"
+    assert {models.get(name).architecture for name in PUBLISHED} == set(FAMILIES) - unpublished
+
+
+def test_llama_3_1_stores_the_frequencies_that_llama_3_has_not():
+    llama_3, *later = (models.get(name) for name in ("llama-3-8b", "llama-3.1-8b", "deepseek-r1-distill-llama-8b"))
+    assert {spec.n_params - llama_3.n_params for spec in later} == {64}
+    assert llama_3.n_params == models.published_params("llama-3.1-8b")[0]
 
 
 def test_llama_by_hand():

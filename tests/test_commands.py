@@ -24,6 +24,8 @@ CHANGED = {
     "n_outputs_max": 4,
     "repack": "avx2",
     "n_gpu_layers": 12,
+    "n_gpus": 2,
+    "tensor_split": (3, 1),
 }
 GRID = [memory.Settings(), *(memory.Settings(**{name: value}) for name, value in CHANGED.items())]
 GRID.append(memory.Settings(**{**CHANGED, "flash_attn": True}))
@@ -147,6 +149,7 @@ def test_the_python_cell_finds_its_model(name):
         ("swa_full", "--swa-full", True),
         ("repack", "--no-repack", None),
         ("n_gpu_layers", "--n-gpu-layers", "12"),
+        ("tensor_split", "--tensor-split", "3,1"),
     ],
 )
 def test_llama_server_gets_every_changed_setting(name, option, value):

@@ -173,7 +173,11 @@ def test_reads_little_of_the_file():
 
 
 def test_ghosts_of_the_catalogue_come_back(tmp_path):
-    shape = "n_layer n_embd n_head n_head_kv n_embd_head_k n_embd_head_v n_ff n_vocab n_ctx_train tied n_swa rope_freqs"
+    shape = (
+        "n_layer n_embd n_head n_head_kv n_embd_head_k n_embd_head_v n_rot n_ff n_vocab n_ctx_train tied n_swa "
+        "rope_freqs n_expert n_expert_used n_expert_shared n_ff_exp n_layer_dense_lead kv_lora_rank "
+        "n_embd_head_k_mla n_embd_head_v_mla swa_pattern notes"
+    )
     for name in models.names():
         spec = models.get(name)
         path = tmp_path / f"{name}.gguf"
@@ -182,8 +186,6 @@ def test_ghosts_of_the_catalogue_come_back(tmp_path):
         assert header.n_params == spec.n_params
         for field in shape.split():
             assert getattr(header.spec, field) == getattr(spec, field), (name, field)
-        if spec.n_swa:
-            assert header.spec.swa_pattern == spec.swa_pattern
 
 
 # --- agreement with the gguf package -------------------------------------------------------------------------------
@@ -405,7 +407,30 @@ def test_sliding_windows(architecture, more, expected):
     assert bool(spec.notes) == (expected == (0, 0) and bool(more) and not silently_off)
 
 
-@pytest.mark.parametrize("more", [{"expert_count": 8}, {"attention__kv_lora_rank": 512}, {"ssm__conv_kernel": 4}])
+def test_spec_of_experts():
+    widths = array(U32, [0, 96, 96, 96])  # one per layer, and the first has no experts
+    more = {"expert_count": 60, "expert_used_count": 4, "expert_shared_count": 2, "leading_dense_block_count": 1}
+    spec = spec_of(llama("deepseek2", **more, expert_feed_forward_length=widths))
+    assert (spec.n_expert, spec.n_expert_used, spec.n_expert_shared, spec.n_layer_dense_lead) == (60, 4, 2, 1)
+    assert spec.n_ff_exp == 96 and spec.notes == ""
+
+
+def test_spec_of_latent_attention():
+    more = {"attention__kv_lora_rank": 512, "attention__key_length": 576, "rope__dimension_count": 64}
+    split = {"attention__key_length_mla": 192, "attention__value_length_mla": 128}
+    spec = spec_of(llama("deepseek2", **more, **split))
+    assert (spec.kv_lora_rank, spec.n_embd_head_k_mla, spec.n_embd_head_v_mla, spec.n_rot) == (512, 192, 128, 64)
+    assert spec.notes == ""
+    older = spec_of(llama("deepseek2", **more))  # llama.cpp then caches keys and values of every head
+    assert older.kv_lora_rank == 0 and "stored without that" in older.notes
+
+
+def test_spec_of_heads_that_are_rotated_whole():
+    assert spec_of(llama(attention__key_length=64, rope__dimension_count=64)).n_rot == 0
+    assert spec_of(llama(attention__key_length=64, rope__dimension_count=32)).n_rot == 32
+
+
+@pytest.mark.parametrize("more", [{"attention__q_lora_rank": 1536}, {"ssm__conv_kernel": 4}])
 def test_spec_says_what_it_leaves_out(more):
     assert "leaves something out" in spec_of(llama(**more)).notes
 

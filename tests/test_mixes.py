@@ -4,18 +4,37 @@ import dataclasses
 import random
 
 import pytest
+from shapes import random_spec
 
-from helpers import architectures, formats, memory, mixes, models, units
+from helpers import architectures, engine, formats, memory, mixes, models, units
+from helpers.architectures import FAMILIES
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("name", models.names())
+def test_quantizations_equal_the_quantizers(name):
+    """Some of all quantizations, for each model others."""
+    spec = models.get(name)
+    for quantization in random.Random(name).sample(list(formats.QUANTIZATIONS), 6):
+        assert mixes.tensor_types(spec, quantization) == engine.tensor_types(spec, quantization), quantization
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.names())
 def test_every_quantization_equals_the_quantizers(name):
-    engine = pytest.importorskip("helpers.engine")
     spec = models.get(name)
     for quantization in formats.QUANTIZATIONS:
-        ours, theirs = mixes.tensor_types(spec, quantization), engine.tensor_types(spec, quantization)
-        assert ours == theirs, quantization
+        assert mixes.tensor_types(spec, quantization) == engine.tensor_types(spec, quantization), quantization
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_shapes_equal_the_quantizers(family):
+    pick = random.Random(family)
+    for _ in range(6):
+        spec, quantization = random_spec(pick, family), pick.choice(list(formats.QUANTIZATIONS))
+        assert mixes.tensor_types(spec, quantization) == engine.tensor_types(spec, quantization), (spec, quantization)
 
 
 def odd_shapes(n):
@@ -42,7 +61,6 @@ def odd_shapes(n):
 @pytest.mark.model
 @pytest.mark.parametrize("spec", list(odd_shapes(12)), ids=lambda spec: spec.name)
 def test_odd_shapes_equal_the_quantizers(spec):
-    engine = pytest.importorskip("helpers.engine")
     for quantization in ("Q4_K_M", "Q5_K_M", "Q3_K_M", "Q2_K", "Q6_K", "IQ4_XS", "IQ3_XXS", "IQ2_M", "IQ1_S", "TQ1_0"):
         assert mixes.tensor_types(spec, quantization) == engine.tensor_types(spec, quantization), quantization
 
@@ -56,11 +74,21 @@ def test_every_type_fits_the_rows(quantization):
             assert formats.tensor_bytes(types[tensor.name], tensor.shape) > 0
 
 
-@pytest.mark.parametrize("quantization", formats.QUANTIZATIONS.values(), ids=lambda quantization: quantization.name)
+FOR_ALL = [quantization for quantization in formats.QUANTIZATIONS.values() if quantization.name != "MXFP4"]
+
+
+@pytest.mark.parametrize("quantization", FOR_ALL, ids=lambda quantization: quantization.name)
 def test_what_a_quantization_says_is_true_of_an_8b_model(quantization):
     spec = models.get("llama-3.1-8b")
     bits = units.bits_per_weight(memory.weights_bytes(spec, quantization.name), spec.n_params)
     assert float(quantization.says.split()[0]) == pytest.approx(bits, abs=0.051)
+
+
+def test_mxfp4_is_for_experts():
+    types = mixes.tensor_types(models.get("gpt-oss-20b"), "MXFP4")
+    kinds = [formats.block_type(types[f"blk.7.{name}.weight"]) for name in ("ffn_up_exps", "attn_q")]
+    assert [kind.bits_per_weight for kind in kinds] == [4.25, 8.5]
+    assert formats.QUANTIZATIONS["MXFP4"].says.startswith("4.25 bits for experts, 8.5 for the rest")
 
 
 def test_odd_widths_fall_back_to_blocks_of_32_and_then_to_16_bits():

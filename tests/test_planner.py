@@ -95,6 +95,39 @@ def test_scores_without_flash_attention_by_hand():
     assert 0 < found.n_bytes - scores.n_bytes - mask.n_bytes < 10 * units.MIB
 
 
+def widths_of(found):
+    return {piece.name: piece.width for piece in found.pieces if piece.name != "gap"}
+
+
+def test_experts_by_hand():
+    """Qwen3 30B-A3B: a token goes through 8 of 128 experts, each 768 wide, and gets 8 outputs as wide as the model."""
+    found = plan(models.get("qwen3-30b-a3b"), n_ctx=8192, n_outputs_max=1)
+    assert max(found.stages, key=found.stages.get) == "feed-forward"
+    widths = widths_of(found)
+    assert (widths["experts' outputs"], widths["activation"]) == (8 * 2048, 8 * 768)
+    assert (widths["experts by score"], widths["weights"]) == (128, 8)
+
+
+def test_latent_attention_by_hand():
+    """DeepSeek Coder V2 Lite: a vector of 512 numbers and 64 rotated ones stand for the keys and values of 16 heads."""
+    widths = widths_of(plan(models.get("deepseek-coder-v2-lite"), n_ctx=8192, n_outputs_max=1, flash_attn=False))
+    assert (widths["query"], widths["scores"]) == (16 * (512 + 64), 16 * 8192)
+    assert widths["transposed cache"] == 512 and "V places" not in widths
+
+
+def test_shared_experts_and_first_dense_layers_take_room():
+    spec = models.get("deepseek-coder-v2-lite")
+    wide = dataclasses.replace(spec, n_expert_shared=20)
+    dense = dataclasses.replace(spec, n_layer_dense_lead=spec.n_layer)
+    found = [plan(each, n_ctx=512, n_outputs_max=1).stages["feed-forward"] for each in (dense, spec, wide)]
+    assert found == sorted(found) and len(set(found)) == 3
+
+
+def test_a_cache_in_full_precision_is_copied_in_half():
+    widths = widths_of(plan(models.get("gemma-2-2b"), n_ctx=32768, cache_type_k="f32", n_outputs_max=1))
+    assert widths["key cache in half precision"] == 4 * 256 and "value cache in half precision" not in widths
+
+
 def test_logits_of_every_token_or_of_one():
     spec = models.get("gemma-3-1b")
     every, one = plan(spec, n_ctx=8192), plan(spec, n_ctx=8192, n_outputs_max=1)
@@ -122,6 +155,13 @@ def test_layers_that_repeat_may_be_skipped():
 def test_an_unknown_family_is_planned_like_llama():
     spec = models.get("smollm2-135m")
     assert plan(dataclasses.replace(spec, architecture="granite"), n_ctx=512) == plan(spec, n_ctx=512)
+
+
+def test_a_shape_without_heads_is_planned_too():
+    """Recurrent families, such as Mamba, have no attention; a quantized cache must not make us wait for ever."""
+    spec = dataclasses.replace(models.get("smollm2-135m"), architecture="mamba", n_head=0, n_head_kv=0)
+    spec = dataclasses.replace(spec, n_embd_head_k=0, n_embd_head_v=0, n_ff=0)
+    assert plan(spec, n_ctx=512, cache_type_k="q8_0", cache_type_v="q8_0").n_bytes > 0
 
 
 def test_values_of_different_widths_are_padded_without_flash_attention():
