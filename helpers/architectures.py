@@ -49,6 +49,7 @@ class ModelSpec:
     languages: str = ""
     ollama: str = ""
     ollama_quantization: str = ""  # what that tag serves
+    ollama_note: str = ""
     ollama_tag: str = ""
     ollama_serves: tuple[str, ...] = ()
     hub: str = ""
