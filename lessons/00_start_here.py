@@ -159,7 +159,7 @@ check.number("00-need", answer, expected, unit="GiB", ideas=ideas, hints=hints)
 # ## Measure
 #
 # Now a real model. It runs in a process of its own, so whatever happens to it, this notebook lives. Without
-# llama-cpp-python this cell says what is missing, and you can go on to lesson 07.
+# llama-cpp-python this cell says what is missing, and you can go on to the next lesson.
 
 # %% tags=["model"]
 from helpers import runner
@@ -174,8 +174,7 @@ print(f"predicted {units.show(predicted)}, measured {units.show(measured)}")
 print(f"predicted / measured = {predicted / measured:.2f}")
 
 # %% [markdown]
-# The prediction is what is set aside; the measurement is what was really touched. A short conversation touches less.
-# Lesson 08 shows which part is which.
+# The prediction is what is set aside; the measurement is what was really touched. Lesson 08 shows which part is which.
 
 # %%
 check.summary()
@@ -189,4 +188,4 @@ check.summary()
 #
 # Words: RAM, weight, quantization, KV cache, GiB ([glossary](../lessons/glossary.md)).
 #
-# Next: [Will it fit?](07_will_it_fit.ipynb)
+# Next: [Bits and bytes](01_bits_and_bytes.ipynb)

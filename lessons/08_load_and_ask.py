@@ -179,7 +179,8 @@ HTML(figures.compare_table_html(columns))
 
 # %% [markdown]
 # The bars differ for good reasons. What is reserved does not count the process around it. What is resident counts only
-# pages that were touched: after a short conversation most of the cache is still untouched.
+# pages that were touched: the whole cache, because llama.cpp fills it with zeros when it loads the model (lesson 05
+# measures that), but of the scratch memory only what a short question needs.
 
 # %% [markdown]
 # ## Exercise 1
@@ -257,4 +258,4 @@ model
 #
 # Words: token, chat template, temperature, top-p, resident memory, mmap ([glossary](../lessons/glossary.md)).
 #
-# Back to the start: [Start here](00_start_here.ipynb)
+# Back to the start: [Start here](00_start_here.ipynb). Next: [Choose a model](11_choose_a_model.ipynb)

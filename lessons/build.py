@@ -4,6 +4,8 @@ python lessons/build.py             build all, into notebooks/ (learner copies) 
 python lessons/build.py --only 07   build one lesson
 python lessons/build.py --check     compare bytes, write nothing; exit code 1 names each stale file and what to type
 python lessons/build.py --prune     build, and remove the notebooks this program made from lessons that are gone
+python lessons/build.py --student-zip kit.zip
+                                    pack what learners need, without solved copies; writes nothing else
 
 `lessons/TEMPLATE.py` shows the format and explains the tags and the `# stub` / `# solution` markers.
 """
@@ -16,6 +18,7 @@ import os
 import re
 import sys
 import unicodedata
+import zipfile
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +36,17 @@ MAX_CODE_CELLS = 25
 MINUTES = range(5, 41)
 TITLE_FIELDS = ("Promise", "Needs", "Minutes")
 NAMED_CALLS = {"check.predict", "check.number", "check.choice", "check.true"}
+# What learners get beside their notebooks; folders whole.
+STUDENT_FILES = (
+    "start.py",
+    "environment.yml",
+    "pyproject.toml",
+    "requirements.lock",
+    "README.md",
+    "LICENSE",
+    "helpers",
+)
+STUDENT_FILES += ("helpers", "lessons/glossary.md", ".github/panel.png")
 LESSON_NAME = re.compile(r"\d\d_[a-z0-9]+(_[a-z0-9]+)*\.py")
 # comment_magics would uncomment ordinary remarks such as "# cat is a word" or "# why?"
 PERCENT = {"extension": ".py", "format_name": "percent", "comment_magics": False}
@@ -399,6 +413,84 @@ def orphans(root, wanted):
     return found
 
 
+# The students' archive
+
+
+def solution_lines(lesson):
+    """The lines that only the solved copy shows, without those that the lesson shows elsewhere as well."""
+    solved, shown = set(), set()
+    for cell in lesson.cells:
+        where = solved if "solution" in cell.tags else shown
+        for line in map(str.strip, cell.source.split("\n")):
+            if line in ("# stub", "# solution", "# end solution"):
+                where = solved if line == "# solution" else shown
+            else:
+                where.add(line)
+    return {line for line in solved - shown if re.search(r"[^\W\d_]", line)}
+
+
+def student_files(root=ROOT):
+    """{name in the archive: bytes}: learner copies, made from the lessons, and what runs them.
+
+    `LessonError` when a line of a solution is in any of them.
+    """
+    files = {path.as_posix(): content for path, content in build_all(root).items() if "solved" not in path.parts}
+    for name in STUDENT_FILES:
+        top = root / name
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if path.is_file() and "__pycache__" not in path.parts:
+                files[path.relative_to(root).as_posix()] = path.read_bytes()
+    problems = [
+        Problem(path, 1, f"its solution line {line!r} is in {name}: the students' archive would give it away")
+        for path in find_lessons(root)
+        for name, line in leaks(files, solution_lines(read_lesson(path)))
+    ]
+    if problems:
+        raise LessonError(problems)
+    return files
+
+
+def leaks(files, secret):
+    """(file, line) of every secret line that stands in a file of the archive."""
+    for name, content in files.items():
+        text = content.decode("utf-8", errors="replace")
+        if name.endswith(".ipynb"):
+            text = "\n".join(cell.source for cell in nbformat.reads(text, as_version=4).cells)
+        for line in sorted(secret & set(map(str.strip, text.splitlines()))):
+            yield name, line
+
+
+def write_zip(path, files):
+    """The same files give the same bytes: no times of today, no owner."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in sorted(files):
+                entry = zipfile.ZipInfo(f"{path.stem}/{name}", (2020, 1, 1, 0, 0, 0))
+                entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+                archive.writestr(entry, files[name])
+        os.replace(draft, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            draft.unlink()
+
+
+def pack(path, root):
+    """Write the students' archive; the exit code."""
+    if path.suffix != ".zip":
+        print(f"The archive is called {path.name!r}; its name must end in .zip.", file=sys.stderr)
+        return 1
+    try:
+        files = student_files(root)
+    except LessonError as error:
+        print(error, file=sys.stderr)
+        return 1
+    write_zip(path, files)
+    print(f"wrote {path.name}: {len(files)} files, no solution among them.")
+    return 0
+
+
 def write(path, content):
     """Write through a neighbour file, so that a notebook is always whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -428,7 +520,10 @@ def main(arguments=None, root=ROOT):
     parser.add_argument("--check", action="store_true", help="compare bytes, write nothing, exit 1 when stale")
     parser.add_argument("--only", metavar="NN", action="append", default=[], help="only this lesson, such as 07")
     parser.add_argument("--prune", action="store_true", help="remove built notebooks whose lesson is gone")
+    parser.add_argument("--student-zip", metavar="PATH", type=Path, help="pack what learners need, without solutions")
     options = parser.parse_args(arguments)
+    if options.student_zip:
+        return pack(options.student_zip, root)
     try:
         wanted = build_all(root, options.only)
     except LessonError as error:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -385,3 +386,67 @@ def test_the_glossary_has_one_sentence_and_one_lesson_for_each_term():
     for match in matches:
         assert not re.search(r"[.!?] [A-Z]", match[2]), match[2]
         assert match[3] == match[4]
+
+
+# The students' archive
+
+
+def names_in(path):
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        return {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_archive_holds_learner_copies_and_no_solution(kit, tmp_path, capsys):
+    (kit.root / "helpers").mkdir()
+    (kit.root / "helpers" / "units.py").write_text("GIB = 2**30")
+    (kit.root / "helpers" / "__pycache__").mkdir()
+    (kit.root / "helpers" / "__pycache__" / "units.pyc").write_bytes(b"x")
+    before = tree(kit.root)
+    assert run(kit.root, "--student-zip", str(tmp_path / "out" / "kit.zip")) == 0
+    files = names_in(tmp_path / "out" / "kit.zip")
+    assert set(files) == {"notebooks/07_good.ipynb", "helpers/units.py", "lessons/glossary.md"}
+    assert b"secret_formula" not in files["notebooks/07_good.ipynb"] and b"____" in files["notebooks/07_good.ipynb"]
+    assert b"only solved" not in files["notebooks/07_good.ipynb"]
+    assert tree(kit.root) == before, "packing builds in memory"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["kit.zip"]
+
+
+def test_two_archives_are_byte_identical(kit, tmp_path):
+    for name in ("one", "two"):
+        assert run(kit.root, "--student-zip", str(tmp_path / name / "kit.zip")) == 0
+    assert (tmp_path / "one" / "kit.zip").read_bytes() == (tmp_path / "two" / "kit.zip").read_bytes()
+
+
+def test_a_solution_in_another_file_is_refused(kit, tmp_path, capsys):
+    (kit.root / "README.md").write_text("Stuck?\n    answer = secret_formula(1)\n")
+    assert run(kit.root, "--student-zip", str(tmp_path / "kit.zip")) == 1
+    assert "secret_formula(1)" in (said := capsys.readouterr().err) and "README.md" in said
+    assert not (tmp_path / "kit.zip").exists()
+
+
+def test_a_solution_that_stays_in_the_learner_copy_is_refused(kit, tmp_path, monkeypatch, capsys):
+    choose = build.choose_region
+    monkeypatch.setattr(build, "choose_region", lambda source, solved: choose(source, True))
+    assert run(kit.root, "--student-zip", str(tmp_path / "kit.zip")) == 1
+    assert "notebooks/07_good.ipynb" in capsys.readouterr().err
+
+
+def test_the_archive_must_be_called_zip(kit, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert run(kit.root, "--student-zip", str(tmp_path / "notes.txt")) == 1
+    assert "must end in .zip" in capsys.readouterr().err and (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_the_kits_own_archive_gives_no_solution_away(tmp_path):
+    assert build.main(["--student-zip", str(tmp_path / "kit.zip")]) == 0
+    files = names_in(tmp_path / "kit.zip")
+    secret = {path.stem: build.solution_lines(build.read_lesson(path)) for path in build.find_lessons()}
+    assert all(secret[path] for path in secret if path != "90_lab_memory"), "every lesson has solutions"
+    for lines in secret.values():
+        assert list(build.leaks(files, lines)) == []
+    assert not [name for name in files if "solved" in name or (name.startswith("lessons/") and name.endswith(".py"))]
+    needed = {"start.py", "environment.yml", "pyproject.toml", "requirements.lock", "README.md", "LICENSE"}
+    needed |= {"helpers/__init__.py", "helpers/data/models.toml", "helpers/data/claims.toml", "lessons/glossary.md"}
+    assert needed <= set(files)
+    assert {f"notebooks/{path.stem}.ipynb" for path in build.find_lessons()} <= set(files)

@@ -65,7 +65,7 @@ def test_file_types_are_llama_cpps():
     from gguf.constants import LlamaFileType
 
     for name, quantization in formats.QUANTIZATIONS.items():
-        theirs = "ALL_F32" if name == "F32" else f"MOSTLY_{name}"
+        theirs = {"F32": "ALL_F32", "MXFP4": "MOSTLY_MXFP4_MOE"}.get(name, f"MOSTLY_{name}")
         assert LlamaFileType[theirs].value == quantization.file_type, name
 
 

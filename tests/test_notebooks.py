@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted(path.stem for path in (ROOT / "lessons").glob("[0-9][0-9]_*.py"))
 COPIES = ("learner", "solved")
 FREE = {"90_lab_memory"}  # free sliders: no exercises, no predictions
-SLOW = set()  # lessons that run longer than ten seconds here
 SECONDS = 300  # a cell that takes longer hangs
 
 REHEARSE = """
@@ -31,14 +30,7 @@ def notebook_path(lesson, copy):
     return ROOT.joinpath("notebooks", *(["solved"] if copy == "solved" else []), f"{lesson}.ipynb")
 
 
-def both_copies():
-    for lesson in LESSONS:
-        for copy in COPIES:
-            marks = [pytest.mark.slow] if lesson in SLOW else []
-            yield pytest.param(lesson, copy, id=f"{lesson}-{copy}", marks=marks)
-
-
-BOTH = list(both_copies())
+BOTH = [pytest.param(lesson, copy, id=f"{lesson}-{copy}") for lesson in LESSONS for copy in COPIES]
 
 
 def model_is_here():
@@ -106,6 +98,7 @@ def test_no_outputs_are_committed(lesson, copy):
         assert not cell.get("outputs") and cell.get("execution_count") is None, cell["source"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lesson, copy", BOTH)
 def test_it_runs_to_the_end(lesson, copy, tmp_path):
     run_and_judge(notebook_path(lesson, copy), copy, tmp_path, free=lesson in FREE)
@@ -150,6 +143,7 @@ def judge_rehearsal(rows, free):
         assert not hidden, f"{name}: never named, because an earlier idea gives the same answer: {hidden}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copy", COPIES)
 def test_the_template_runs_to_the_end(copy, tmp_path):
     (tmp_path / "lessons").mkdir()
@@ -182,6 +176,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD, ids=str)
 def test_a_bad_notebook_is_seen(case, tmp_path):
     copy, source, tags, words = BAD[case]

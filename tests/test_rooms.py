@@ -26,7 +26,10 @@ ARROWS = {  # room: the rooms it may import, at the top or inside a function
     "mixes": "architectures formats",
     "planner": "architectures formats",
     "memory": "architectures formats mixes planner units",
-    "fit": "formats memory models units",
+    "fit": "architectures formats memory mixes models units",
+    "quant": "formats gguf",
+    "figures_numbers": "figures units",
+    "panels_numbers": "figures figures_numbers need quant",
     "ghost": "architectures formats",
     "gguf": "architectures formats remote units",
     "hardware": "need units",
@@ -34,15 +37,21 @@ ARROWS = {  # room: the rooms it may import, at the top or inside a function
     "remote": "download need units",
     "check": "progress units",
     "commands": "memory",
+    "claims": "fit memory models units",
+    "report": "check commands figures fit memory progress",
     "engine_worker": "architectures child ghost units",
     "engine": "architectures child formats gguf memory mixes need",
     "runner_child": "child units",
+    "speed": "hardware need units",
     "runner": "child download fit gguf hardware memory need units",
     "doctor": "child hardware need units",
     "figures": "fit formats memory need units",
-    "panels": "commands download engine figures fit formats gguf hardware memory models need runner units",
+    "figures_machine": "figures memory speed units",
+    "explore": "architectures commands engine figures fit formats hardware memory models need units",
+    "panels": "commands download engine explore figures fit formats gguf hardware memory models need runner units",
 }
 MATHS = {"units", "formats", "architectures", "mixes", "planner", "memory", "fit", "models"}
+WITH_NUMPY = {"gguf", "quant"}  # rooms that are about rows of numbers, and load numpy with them
 FOR_MATHS = {"numpy", "gguf", "tomli"}  # tomli: the catalogue's format, before Python 3.11 knows it
 
 AWKWARD = {  # package: the rooms that may import it, inside a function, when it is used
@@ -51,7 +60,8 @@ AWKWARD = {  # package: the rooms that may import it, inside a function, when it
     "pynvml": {"hardware"},
     "huggingface_hub": {"download", "remote"},  # whole files, and parts of files
     "plotly": {"figures"},
-    "ipywidgets": {"panels"},
+    "ipywidgets": {"explore", "panels", "panels_numbers"},
+    "anywidget": {"explore"},
 }
 PROGRAMS = {"child", "doctor", "ghost", "hardware"}  # rooms that start other programs
 FACTORS = {float(base**power) for base in (1000, 1024) for power in (1, 2, 3, 4)}
@@ -133,7 +143,9 @@ def test_awkward_packages_have_their_rooms(package):
 @pytest.mark.parametrize("room", ROOMS)
 def test_other_packages_are_imported_when_used(room):
     at_the_top = packages_of(room, top_only=True)
-    assert at_the_top <= ({"numpy"} if room == "gguf" else set()), f"{sorted(at_the_top)}: import inside the function"
+    assert at_the_top <= ({"numpy"} if room in WITH_NUMPY else set()), (
+        f"{sorted(at_the_top)}: import inside the function"
+    )
 
 
 @pytest.mark.parametrize("room", sorted(MATHS))
@@ -210,12 +222,13 @@ def test_the_check_for_conversions_can_fail(line, is_one):
     assert bool(list(conversions(ast.parse(line)))) == is_one
 
 
-def test_panels_do_not_calculate():
+@pytest.mark.parametrize("room", ["panels", "explore"])
+def test_panels_do_not_calculate(room):
     """Wiring only: text may be repeated, numbers are worked out further inside."""
     operations = (ast.Mult, ast.Div, ast.FloorDiv, ast.Pow)
     found = [
         ast.unparse(node)
-        for node in ast.walk(tree("panels"))
+        for node in ast.walk(tree(room))
         if isinstance(node, ast.BinOp) and isinstance(node.op, operations) and not isinstance(node.left, ast.List)
     ]
     assert found == []
@@ -244,7 +257,7 @@ def run(program):
 def test_importing_is_light():
     """Neither the package nor any room loads a heavy module before it is used (numpy: only the header reader)."""
     heavy = {*AWKWARD, "numpy", "gguf", "IPython", "requests", "httpx", "tqdm", "asyncio", "pandas"}
-    rooms = [room for room in ROOMS if room not in ("gguf", "engine_worker", "runner_child")]
+    rooms = [room for room in ROOMS if room not in (*WITH_NUMPY, "engine_worker", "runner_child")]
     for line in run(LIGHT.format(heavy=heavy, rooms=rooms)):
         room, *loaded = line.split()
         assert loaded == [], f"importing {room} loads {loaded}"
