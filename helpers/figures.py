@@ -5,6 +5,8 @@ What moves with a slider is an SVG string (a few KB, readable by screen readers)
 
 import html
 import itertools
+import math
+from collections import Counter
 
 from . import fit, formats, memory, units
 from .need import need
@@ -55,7 +57,14 @@ STYLE = """<style>
 .kit pre{white-space:pre-wrap;margin:2px 0 8px;padding:6px 8px;background:#f5f5f5;color:#1b1b1b;font-size:12.5px}
 .kit .note{color:#444;font-size:12.5px;margin:3px 0}
 .kit h4{margin:4px 0 2px;font-size:13px}
+.kit a{color:#0060A0;text-decoration:underline}
 </style>"""
+
+HATCH = (
+    '<defs><pattern id="kit-hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    '<rect width="6" height="6" fill="#DDDDDD"/><line x1="0" y1="0" x2="0" y2="6" stroke="#999" stroke-width="2"/>'
+    "</pattern></defs>"
+)
 
 
 def page(*pieces):
@@ -97,10 +106,7 @@ def memory_bar_svg(estimate, verdict, width=860):
     return (
         f'<svg viewBox="0 0 {width} 74" width="100%" height="74" role="img" aria-label="{html.escape(title)}" '
         f'preserveAspectRatio="none" style="display:block;max-width:{width}px"><title>{html.escape(title)}</title>'
-        '<defs><pattern id="kit-hatch" width="6" height="6" patternUnits="userSpaceOnUse" '
-        'patternTransform="rotate(45)">'
-        '<rect width="6" height="6" fill="#DDDDDD"/><line x1="0" y1="0" x2="0" y2="6" stroke="#999" stroke-width="2"/>'
-        f"</pattern></defs>{''.join(shapes)}"
+        f"{HATCH}{''.join(shapes)}"
         f'<line x1="{limit:.1f}" y1="4" x2="{limit:.1f}" y2="74" stroke="#1b1b1b" stroke-width="3" '
         'stroke-dasharray="7 4"/>'
         f'<text x="{limit + shift:.1f}" y="14" text-anchor="{anchor}" font-size="13" font-weight="600" fill="#1b1b1b">'
@@ -123,7 +129,7 @@ def _legend(parts):
 def _parts_at_limit(estimate, verdict):
     if not estimate.by_device:
         return estimate.parts()
-    return estimate.by_device["gpu" if verdict.limit == "video memory" else "cpu"]
+    return estimate.gpu_parts() if verdict.limit == "video memory" else estimate.by_device["cpu"]
 
 
 def _ink(part):
@@ -131,22 +137,29 @@ def _ink(part):
     return "#ffffff" if part == "weights" else "#1b1b1b"
 
 
-def _segment(part, n_bytes, x, width):
+def _segment(part, n_bytes, x, width, y=22):
     fill = "url(#kit-hatch)" if part == "others" else COLOURS[part]
-    ink = _ink(part)
+    return _block(NAMES[part], units.show(n_bytes), x, width, fill, _ink(part), y, units.show(n_bytes, 2))
+
+
+def _block(name, number, x, width, fill, ink, y, exact=None):
+    """A rectangle that carries its name and number where they have room, and always says them."""
     label = ""
-    if width > 7.2 * len(NAMES[part]) + 6:
+    if width > 7.2 * len(name) + 6:
         middle = f'x="{x + width / 2:.1f}" text-anchor="middle" fill="{ink}"'
-        label = f'<text {middle} y="44" font-size="13">{NAMES[part]}</text>'
-        label += f'<text {middle} y="61" font-size="12">{units.show(n_bytes)}</text>'
+        label = f'<text {middle} y="{y + 22}" font-size="13">{name}</text>'
+        label += f'<text {middle} y="{y + 39}" font-size="12">{number}</text>'
     return (
-        f"<g><title>{NAMES[part]}: {units.show(n_bytes, 2)}</title>"
-        f'<rect x="{x:.1f}" y="22" width="{width:.1f}" height="48" fill="{fill}" stroke="#fff"/>{label}</g>'
+        f"<g><title>{name}: {exact or number}</title>"
+        f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="48" fill="{fill}" stroke="#fff"/>{label}</g>'
     )
 
 
-def parts_table_html(estimate, engine_estimate=None, engine_note="", rule_bytes=None):
-    """The parts as a table: the formula; where the engine was asked, its figure and the ratio; last a rule of thumb."""
+def parts_table_html(estimate, engine_estimate=None, engine_note="", rule_bytes=None, asking=False):
+    """The parts as a table: the formula; where the engine was asked, its figure and the ratio; last a rule of thumb.
+
+    `asking`: the engine's answer is on its way, and its columns wait for it.
+    """
     theirs = engine_estimate.parts() if engine_estimate else None
     rows = []
     for part, n_bytes in estimate.parts().items():
@@ -158,9 +171,9 @@ def parts_table_html(estimate, engine_estimate=None, engine_note="", rule_bytes=
     rows.append(("<b>total</b>", estimate.total_bytes, engine_estimate.total_bytes if engine_estimate else None))
     if rule_bytes is not None:
         rows.append((f"rule: file x 1.2 ({rule_bytes / estimate.total_bytes:.2f} x the formula)", rule_bytes, None))
-    columns = ("part", "formula", *(("engine", "formula / engine") if theirs else ()))
+    columns = ("part", "formula", *(("engine", "formula / engine") if theirs or asking else ()))
     head = "".join(f'<th scope="col">{name}</th>' for name in columns)
-    body = "".join(_row(*row, with_engine=bool(theirs)) for row in rows)
+    body = "".join(_row(*row, with_engine=bool(theirs or asking)) for row in rows)
     note = f'<p class="note">{html.escape(engine_note)}</p>' if engine_note else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
 
@@ -301,3 +314,340 @@ def context_table_html(specs, quantization, contexts=fit.CONTEXTS, **settings):
 
 def _short(n_tokens):
     return f"{n_tokens // units.KIB}k" if n_tokens >= units.KIB else str(n_tokens)
+
+
+# --- explore: many models, many contexts, a model of one's own, two memories --------------------------------------
+
+WORDS = {"fits": "fits", "tight": "tight", "swaps": "disk", "no": "no"}  # short enough for a cell
+PARAMETER_COLOURS = {  # part of the weights -> its colour and what can be read on it
+    "embeddings": ("#56B4E9", "#1b1b1b"),
+    "attention": ("#E69F00", "#1b1b1b"),
+    "feed-forward": ("#0072B2", "#ffffff"),
+    "norms and other vectors": ("#999999", "#1b1b1b"),
+}
+GRID_STYLE = (
+    "<style>.kit .g td,.kit .g th{padding:1px 3px;font-size:12px;line-height:1.25;text-align:center}"
+    ".kit .g thead th{position:sticky;top:0;z-index:1;background:#fff;box-shadow:0 1px #999}"
+    ".kit .g th[scope=row],.kit .g td.b{text-align:left;white-space:normal;font-weight:400}"
+    ".kit .g small{font-size:11px;color:#444}"
+    ".kit .g thead th{white-space:nowrap}"
+    ".kit .g [data-quantization]{cursor:pointer;border:2px solid #fff;min-width:50px}"
+    ".kit .g [aria-selected=true]{box-shadow:inset 0 0 0 2px #1b1b1b;font-weight:700}"
+    ".kit .g [data-quantization]:focus{outline:3px solid #0072B2;outline-offset:-2px}"
+    + "".join(
+        f".kit .g td.{status}{{background:{paper};color:{ink}}}" for status, (paper, ink) in VERDICT_COLOURS.items()
+    )
+    + "</style>"
+)
+
+
+def says_html(text):
+    """A sentence that judges nothing, announced by screen readers when it changes."""
+    style = "background:#E8F1F8;color:#003A5C;border-color:#003A5C;font-size:17px"
+    return f'<div class="sentence" role="status" aria-live="polite" style="{style}">{html.escape(text)}</div>'
+
+
+def note_html(text, link=""):
+    """A small line of text, with the address of its source."""
+    source = f' <a href="{html.escape(link)}" target="_blank" rel="noopener">source</a>' if link else ""
+    return f'<p class="note">{html.escape(text)}{source}</p>'
+
+
+def grid_html(rows, quantizations, losses=None):
+    """Models x quantizations as a table: each cell says its total and its verdict by sign, word and colour.
+
+    With layers on a GPU the total is of both memories together.
+
+    `rows` come from `fit.compare`; `losses` maps a quantization to its published loss. A cell carries its quantization
+    and its row its model (`data-quantization`, `data-model`), so that a click can be told from another.
+    """
+    columns = "".join(
+        f'<th scope="col" title="{html.escape(formats.quantization(name).says)}">{name}'
+        f"<br><small>{_loss((losses or {}).get(name))}</small></th>"
+        for name in quantizations
+    )
+    best = '<th scope="col">best that fits<br><small>reads per token</small></th>'
+    head = f'<tr><th scope="col">model<br><small>weights</small></th>{best}{columns}</tr>'
+    body = "".join(_grid_row(row, quantizations) for row in rows)
+    if not rows:
+        body = f'<tr><td class="b" colspan="{len(quantizations) + 2}">No model is left. Empty the filters.</td></tr>'
+    return GRID_STYLE + page(_table(head, body, ' class="g" role="grid" aria-label="Models and quantizations"'))
+
+
+def _table(head, body, more=""):
+    return f"<table{more}><thead>{head}</thead><tbody>{body}</tbody></table>"
+
+
+def _grid_row(row, quantizations):
+    name = html.escape(row.spec.title or row.spec.name)
+    head = f'<th scope="row">{name}<br><small>{units.show_count(row.spec.n_params)}</small></th>'
+    if row.problem:
+        body = f'<td class="b" colspan="{len(quantizations) + 1}">{html.escape(row.problem)}</td>'
+    else:
+        best = f"{row.best}<br><small>{_reads(row.cells[row.best][0])}</small>" if row.best else "none"
+        body = f'<td class="b">{best}</td>' + "".join(_grid_cell(name, *row.cells[name]) for name in quantizations)
+    return f'<tr data-model="{html.escape(row.spec.name)}">{head}{body}</tr>'
+
+
+def _grid_cell(quantization, estimate, verdict):
+    digits = int(estimate.total_bytes >= units.GIB)
+    says = f"{units.show(estimate.total_bytes, digits)}<br>{fit.SIGNS[verdict.status]} {WORDS[verdict.status]}"
+    return f'<td class="{verdict.status}" data-quantization="{quantization}">{says}</td>'
+
+
+def _reads(estimate):
+    return units.show_decimal(fit.active_bytes(estimate), 1)
+
+
+def _loss(loss):
+    if not loss:
+        return "-" if loss is None else "reference"
+    return f"{loss:.1%} loss" if loss < 0.1 else f"{loss:.0%} loss"
+
+
+CURVE_COLOURS = ("#0072B2", "#A85B00", "#00704F", "#9C3F77", "#5E3C99")  # Okabe and Ito's, dark enough for thin lines
+CURVE_DASHES = ("", "9 4", "2 3", "12 3 2 3", "5 2")
+CURVE_MARKS = ("M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0", "M-4 -4h8v8h-8z", "M0 -5l5 5l-5 5l-5 -5z", "M0 -5l5 9h-10z",
+               "M0 5l5 -9h-10z")  # fmt: skip
+PLOT = {"width": 830, "height": 300, "left": 64, "right": 640, "top": 10, "bottom": 262}
+
+
+def curves_svg(curves, free_bytes, contexts=fit.CONTEXTS):
+    """Memory against context for several models, both axes in doublings, with the machine's free memory as a line.
+
+    A line is thin beyond the context that its model was trained for; the ring is where it crosses the free memory.
+    Its twin is `curves_table_html`.
+    """
+    drawn = [(index, curve) for index, curve in enumerate(curves) if curve.totals]
+    every = [n_bytes for _, curve in drawn for n_bytes in curve.totals.values()]
+    marks = [*every, free_bytes] if free_bytes else every or [units.GIB]
+    low, high = min(marks), max(marks)
+    low, high = 2.0 ** math.floor(math.log2(low)), 2.0 ** math.ceil(math.log2(high * 1.05))
+
+    def x(n_ctx):
+        share = math.log2(n_ctx / contexts[0]) / math.log2(contexts[-1] / contexts[0])
+        return PLOT["left"] + share * (PLOT["right"] - PLOT["left"])
+
+    def y(n_bytes):
+        share = math.log2(max(n_bytes, low) / low) / math.log2(high / low)
+        return PLOT["bottom"] - share * (PLOT["bottom"] - PLOT["top"])
+
+    shapes = [*_axes(contexts, low, high, x, y), *_free_line(free_bytes, y)]
+    shapes += [_curve(index, curve, free_bytes, x, y) for index, curve in drawn]
+    shapes += _curve_labels(drawn, y)
+    says = "; ".join(f"{_curve_name(curve)} {_up_to(curve)}" for _, curve in drawn)
+    return (
+        f'<svg viewBox="0 0 {PLOT["width"]} {PLOT["height"]}" width="100%" height="{PLOT["height"]}" role="img" '
+        f'aria-label="{html.escape(says)}" style="display:block;max-width:{PLOT["width"]}px">'
+        f"<title>{html.escape(f'Memory against context. {says}')}</title>{''.join(shapes)}</svg>"
+    )
+
+
+def _axes(contexts, low, high, x, y):
+    middle = (PLOT["top"] + PLOT["bottom"]) / 2
+    doublings = round(math.log2(high / low))
+    every = max(1, -(-doublings // 9))  # so that the labels stay apart
+    for power in range(0, doublings + 1, every):
+        n_bytes = low * 2**power
+        yield f'<path d="M{PLOT["left"]} {y(n_bytes):.1f}H{PLOT["right"]}" stroke="#e0e0e0"/>'
+        yield _words(PLOT["left"] - 5, y(n_bytes) + 4, units.show(n_bytes, 0), "end")
+    for n_ctx in contexts:
+        yield f'<path d="M{x(n_ctx):.1f} {PLOT["top"]}V{PLOT["bottom"]}" stroke="#efefef"/>'
+        yield _words(x(n_ctx), PLOT["bottom"] + 15, _short(n_ctx), "middle")
+    yield _words((PLOT["left"] + PLOT["right"]) / 2, PLOT["bottom"] + 32, "context (tokens)", "middle")
+    yield f'<g transform="translate(10 {middle:.0f}) rotate(-90)">{_words(0, 0, "memory needed", "middle")}</g>'
+
+
+def _free_line(free_bytes, y):
+    if not free_bytes:
+        return
+    height, width = y(free_bytes), PLOT["right"] - PLOT["left"]
+    yield (
+        f'<rect x="{PLOT["left"]}" y="{PLOT["top"]}" width="{width}" height="{max(height - PLOT["top"], 0):.1f}" '
+        'fill="#F9DCE3" opacity="0.55"/>'
+        f'<path d="M{PLOT["left"]} {height:.1f}H{PLOT["right"]}" stroke="#1b1b1b" stroke-width="3" '
+        'stroke-dasharray="7 4"/>'
+    )
+    below = height + 15 if height < PLOT["top"] + 30 else height - 6
+    yield _words(PLOT["left"] + 6, below, f"free here: {units.show(free_bytes)}; above it nothing fits", "start", 700)
+
+
+def _curve(index, curve, free_bytes, x, y):
+    trained = curve.spec.n_ctx_train
+    pieces = []
+    for thin in (False, True):
+        points = [n for n in curve.totals if (n >= trained if thin else n <= trained)]
+        if len(points) > 1:
+            line = " ".join(f"{x(n):.1f},{y(curve.totals[n]):.1f}" for n in points)
+            pieces.append(
+                f'<polyline points="{line}" fill="none" stroke="{CURVE_COLOURS[index]}" '
+                f'stroke-width="{1.2 if thin else 2.6}" stroke-dasharray="{CURVE_DASHES[index]}"/>'
+            )
+    for n in fit.CONTEXTS[::2]:
+        if n in curve.totals:
+            pieces.append(_mark(x(n), y(curve.totals[n]), index))
+    if curve.longest in curve.totals:
+        place = f'cx="{x(curve.longest):.1f}" cy="{y(curve.totals[curve.longest]):.1f}"'
+        pieces.append(f'<circle {place} r="8" fill="none" stroke="#1b1b1b" stroke-width="2"/>')
+    return f"<g><title>{html.escape(f'{_curve_name(curve)}: {_up_to(curve)}')}</title>{''.join(pieces)}</g>"
+
+
+def _mark(x, y, index):
+    return f'<path transform="translate({x:.1f} {y:.1f})" d="{CURVE_MARKS[index]}" fill="{CURVE_COLOURS[index]}"/>'
+
+
+def _curve_labels(drawn, y):
+    """Names at the right end of the lines, pushed apart where they would touch."""
+    wanted = sorted((y(curve.totals[max(curve.totals)]), index, curve) for index, curve in drawn)
+    gap, heights = 31, []
+    for height, _, _ in wanted:
+        heights.append(max(height, heights[-1] + gap) if heights else max(height, PLOT["top"] + 6))
+    over = max(heights[-1] + 14 - PLOT["bottom"], 0) if heights else 0
+    for place in range(len(heights) - 1, -1, -1):
+        limit = PLOT["bottom"] - 14 - gap * (len(heights) - 1 - place)
+        heights[place] = min(heights[place], limit) if over else heights[place]
+    for height, (end, index, curve) in zip(heights, wanted, strict=True):
+        left = PLOT["right"]
+        colour = CURVE_COLOURS[index]
+        yield f'<path d="M{left + 2} {end:.1f}L{left + 14} {height:.1f}" stroke="{colour}" stroke-width="1"/>'
+        yield _mark(left + 20, height, index)
+        yield _words(left + 29, height + 1, _curve_name(curve, 21), "start", 600)
+        yield _words(left + 29, height + 15, _up_to(curve), "start")
+
+
+def _curve_name(curve, most=60):
+    name = curve.spec.title or curve.spec.name
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def _up_to(curve):
+    if not curve.longest:
+        return f"{fit.SIGNS['no']} fits with no context"
+    return f"{fit.SIGNS['fits']} fits to {curve.longest:,}"
+
+
+def _words(x, y, text, anchor, weight=400):
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="12" font-weight="{weight}" fill="#1b1b1b">'
+        f"{html.escape(text)}</text>"
+    )
+
+
+def curves_table_html(curves, contexts=fit.CONTEXTS):
+    """The numbers of `curves_svg` as a table: totals by context, the longest context that fits, and the trained one."""
+    head = "".join(f'<th scope="col">{_short(n)}</th>' for n in contexts)
+    head = f'<tr><th scope="col">model</th>{head}<th scope="col">fits up to</th><th scope="col">trained for</th></tr>'
+    rows = []
+    for curve in curves:
+        name = f'<th scope="row">{html.escape(_curve_name(curve))}</th>'
+        if curve.problem:
+            rows.append(f'<tr>{name}<td class="b" colspan="{len(contexts) + 2}">{html.escape(curve.problem)}</td></tr>')
+            continue
+        cells = "".join(f"<td>{units.show(curve.totals[n])}</td>" for n in contexts)
+        longest = f"{curve.longest:,}" if curve.longest else "none"
+        rows.append(f"<tr>{name}{cells}<td><b>{longest}</b></td><td>{curve.spec.n_ctx_train:,}</td></tr>")
+    return GRID_STYLE + _table(head, "".join(rows), ' class="g"')
+
+
+def params_bar_svg(parts, width=830):
+    """Where the weights of a model are, as one bar; `parts` maps a part to its number of weights.
+
+    Its twin is `params_table_html`.
+    """
+    total = max(sum(parts.values()), 1)
+    x, shapes = 0.0, []
+    for part, n_params in parts.items():
+        share = n_params / total
+        if share * width >= 0.05:
+            shapes.append(_block(part, f"{share:.1%}", x, share * width, *PARAMETER_COLOURS[part], y=2))
+        x += share * width
+    title = ", ".join(f"{part} {n_params / total:.1%}" for part, n_params in parts.items())
+    return (
+        f'<svg viewBox="0 0 {width} 52" width="100%" height="52" role="img" aria-label="{html.escape(title)}" '
+        f'preserveAspectRatio="none" style="display:block;max-width:{width}px"><title>{html.escape(title)}</title>'
+        f"{''.join(shapes)}</svg>"
+    )
+
+
+def params_table_html(parts):
+    """The numbers of `params_bar_svg` as a table."""
+    total = max(sum(parts.values()), 1)
+    rows = "".join(
+        f'<tr><td><span aria-hidden="true" style="color:{PARAMETER_COLOURS[part][0]}">■</span> {part}</td>'
+        f"<td>{n_params:,}</td><td>{n_params / total:.2%}</td></tr>"
+        for part, n_params in parts.items()
+    )
+    head = '<tr><th scope="col">where the weights are</th><th scope="col">weights</th><th scope="col">share</th></tr>'
+    rows += f"<tr><td><b>all</b></td><td>{sum(parts.values()):,}</td><td></td></tr>"
+    return _table(head, rows)
+
+
+def devices_svg(estimate, limits, width=830):
+    """Two bars on one scale, the memory and the video memory, each against the line of what is there.
+
+    `limits` come from `fit.limits`. Its twin is `devices_table_html`.
+    """
+    bars = [(limit, _parts_on(estimate, limit)) for limit in limits]
+    others = [max(limit.total_bytes - limit.free_bytes, 0) for limit in limits]
+    reach = max(
+        [n + sum(parts.values()) for n, (_, parts) in zip(others, bars, strict=True)]
+        + [limit.total_bytes for limit in limits]
+        + [1]
+    )
+    scale, shapes, legend, titles = width / (1.02 * reach), [], Counter(), []
+    for row, (n_others, (limit, parts)) in enumerate(zip(others, bars, strict=True)):
+        y, x = 24 + 82 * row, 0.0
+        pieces = {"others": n_others, **parts}
+        for part, n_bytes in pieces.items():
+            if n_bytes * scale >= 0.05:
+                shapes.append(_segment(part, n_bytes, x, n_bytes * scale, y))
+            x += n_bytes * scale
+            legend[part] += n_bytes
+        end = limit.total_bytes * scale
+        shapes.append(
+            f'<line x1="{end:.1f}" y1="{y - 4}" x2="{end:.1f}" y2="{y + 52}" stroke="#1b1b1b" stroke-width="3" '
+            'stroke-dasharray="7 4"/>'
+        )
+        says = f"{limit.limit}: {units.show(limit.needed_bytes)} of {units.show(limit.free_bytes)} free"
+        says += f" ({units.show(limit.total_bytes)} in all)"
+        titles.append(f"{says}, {fit.SAYS[limit.status]}")
+        shapes.append(_words(2, y - 6, f"{fit.SIGNS[limit.status]} {says}: {fit.SAYS[limit.status]}", "start", 600))
+    height = 82 * len(bars)
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="100%" height="{height}" role="img" '
+        f'aria-label="{html.escape("; ".join(titles))}" preserveAspectRatio="none" '
+        f'style="display:block;max-width:{width}px"><title>{html.escape("; ".join(titles))}</title>'
+        f"{HATCH}{''.join(shapes)}</svg>{_legend(legend)}"
+    )
+
+
+def devices_table_html(estimate, limits, reads):
+    """The numbers of `devices_svg` as a table, with the bytes of weights that a token reads from each memory."""
+    columns = [_parts_on(estimate, limit) for limit in limits]
+    rows = [
+        (f'<span aria-hidden="true" style="color:{COLOURS[part]}">■</span> {NAMES[part]}', *numbers)
+        for part in memory.PARTS
+        if any(numbers := [column[part] for column in columns])
+    ]
+    rows.append(("<b>total</b>", *(sum(column.values()) for column in columns)))
+    rows.append(("free", *(limit.free_bytes for limit in limits)))
+    body = "".join(_row_of(name, *map(_two_digits, numbers)) for name, *numbers in rows)
+    shown = map(units.show_decimal, list(reads.values())[: len(limits)])
+    body += _row_of("read per token (formula)", *shown)
+    head = "".join(f'<th scope="col">{limit.limit}</th>' for limit in limits)
+    return _table(f'<tr><th scope="col">part</th>{head}</tr>', body)
+
+
+def _row_of(*cells):
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _two_digits(n_bytes):
+    return units.show(n_bytes, 2)
+
+
+def _parts_on(estimate, limit):
+    """The parts that lie in one memory; a GPU without layers holds none."""
+    if limit.limit == "video memory" and not estimate.by_device:
+        return dict.fromkeys(memory.PARTS, 0)
+    return _parts_at_limit(estimate, limit)

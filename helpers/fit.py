@@ -6,9 +6,9 @@ The machine is passed in, so one can ask for a neighbour's laptop as well as for
 import functools
 import html
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from . import formats, memory, models, units
+from . import architectures, formats, memory, mixes, models, units
 
 STATUSES = ("fits", "tight", "swaps", "no")
 SIGNS = {"fits": "✓", "tight": "!", "swaps": "~", "no": "✕"}
@@ -99,19 +99,28 @@ def verdict(estimate, machine):
 
 def judge(estimate, machine):
     """The verdict without levers (cheap: this is what grids and strips call)."""
-    limits = [_ram(estimate, machine)]
-    if estimate.by_device:
-        limits.append(_vram(estimate, machine))
-    worst = max(limits, key=lambda limit: (STATUSES.index(limit.status), -limit.spare_bytes))
-    reasons = tuple(reason for limit in limits for reason in limit.reasons)
+    found = limits(estimate, machine)
+    worst = max(found, key=lambda limit: (STATUSES.index(limit.status), -limit.spare_bytes))
+    reasons = tuple(reason for limit in found for reason in limit.reasons)
     return Verdict(**{**vars(worst), "reasons": reasons})
+
+
+def limits(estimate, machine, idle_gpu=False):
+    """One verdict for the memory and, with layers on a GPU, one for the video memory; `judge` takes the worse.
+
+    `idle_gpu`: the video memory also when no layer is there.
+    """
+    found = [_ram(estimate, machine)]
+    if estimate.by_device or (idle_gpu and machine.gpus):
+        found.append(_vram(estimate, machine))
+    return found
 
 
 def _ram(estimate, machine):
     parts = estimate.by_device.get("cpu") or estimate.parts()
     needed = sum(parts.values())
     if estimate.by_device and machine.unified_memory:  # one memory for both: the GPU's share comes out of it too
-        needed += sum(estimate.by_device["gpu"].values())
+        needed += sum(estimate.gpu_parts().values())
     free, total, swap = machine.ram_available_bytes, machine.ram_total_bytes, machine.swap_free_bytes
     fixed = needed - parts["weights"]  # file pages may be dropped and read again; the rest may only go to swap
     if needed <= free:
@@ -130,8 +139,19 @@ def _ram(estimate, machine):
 
 
 def _vram(estimate, machine):
-    needed = sum(estimate.by_device["gpu"].values()) if estimate.by_device else 0
-    gpus = machine.gpus
+    """Of several cards each is judged by its own share; the worst decides."""
+    shares = [sum(parts.values()) for device, parts in estimate.by_device.items() if device != "cpu"]
+    if len(shares) < 2 or machine.unified_memory or not machine.gpus:
+        return _cards(sum(shares), machine.gpus, machine)
+    if len(shares) > len(machine.gpus):
+        reason = f"Counted for {len(shares)} GPUs, but this machine has {len(machine.gpus)}; set n_gpus to that."
+        return _limit("video memory", "no", sum(shares), 0, 0, [reason])
+    limits = [_cards(needed, (gpu,), machine) for needed, gpu in zip(shares, machine.gpus, strict=False)]
+    worst = max(limits, key=lambda limit: (STATUSES.index(limit.status), -limit.spare_bytes))
+    return Verdict(**{**vars(worst), "reasons": tuple(reason for limit in limits for reason in limit.reasons)})
+
+
+def _cards(needed, gpus, machine):
     free = sum(gpu.vram_free_bytes for gpu in gpus)
     total = sum(gpu.vram_total_bytes for gpu in gpus)
     if machine.unified_memory:
@@ -370,25 +390,289 @@ def _choice(spec, quantization, needs, verdict):
     low = quantization in LAST_RESORT
     reasons = [
         f"needs {units.show(needs.total_bytes)}, {units.show(verdict.spare_bytes)} spare",
-        f"{spec.n_params / 10**9:.1f} billion weights, published {spec.year}",
+        f"{units.show_count(spec.n_params)} weights, published {spec.year}",
         f"reads {units.show(active_bytes(needs))} for each token",
         f"languages: {spec.languages}; licence: {spec.license}",
     ]
     if spec.n_params_active < spec.n_params:
-        reasons.insert(2, f"{spec.n_params_active / 10**9:.1f} billion of them active")
+        reasons.insert(2, f"{units.show_count(spec.n_params_active)} of them active")
     if low:
         reasons.insert(1, "only fits below 4 bits")
     return Choice(spec, quantization, needs, verdict, math.log2(weight) + spec.year - 1.5 * low, tuple(reasons))
 
 
 def active_bytes(estimate):
-    """Bytes of weights that one token reads: all of them, or with experts the share that is active.
+    """Bytes of weights that one token reads: all but the embedding's other rows, and of experts the share that is used.
 
-    *When it misleads*: experts and the rest may have different bits; the embedding counts whole.
+    *When it misleads*: as `read_bytes_by_device`, whose sum it is.
 
     >>> from helpers import models
     >>> needs = memory.estimate(models.get("smollm2-135m"), "Q8_0")
     >>> active_bytes(needs) == needs.weights_bytes
     True
     """
-    return estimate.weights_bytes * estimate.spec.n_params_active // estimate.spec.n_params
+    return sum(read_bytes_by_device(estimate).values())
+
+
+def read_bytes_by_device(estimate):
+    """Bytes of weights that one token reads from each memory: {"cpu": ...}, with a GPU also {"gpu": ...}.
+
+    Formula: every matrix is read once; of experts the share n_expert_used / n_expert; of a table of embeddings one row,
+    which is not counted, unless it is the output matrix as well (tied).
+    *When it misleads*: the KV cache is read too, up to its whole size when the context is full; two tokens seldom use
+    the same experts; memory that is read is not yet time, see `speed`.
+
+    >>> from helpers import models
+    >>> needs = memory.estimate(models.get("tinyllama-1.1b"), "F16", n_gpu_layers=1)      # the output matrix alone
+    >>> read_bytes_by_device(needs)["gpu"] == 2 * 32_000 * 2_048 + 4 * 2_048
+    True
+    """
+    spec, quantization = estimate.spec, estimate.quantization
+    if isinstance(quantization, int):  # only the sum is known
+        weights = {device: parts["weights"] for device, parts in estimate.by_device.items()}
+        weights = weights or {"cpu": estimate.weights_bytes}
+        return {device: n_bytes * spec.n_params_active // spec.n_params for device, n_bytes in weights.items()}
+    if isinstance(quantization, str):
+        places = _named_read_bytes(spec, formats.quantization(quantization).name)
+    else:
+        places = _read_bytes(spec, quantization)
+    devices = memory.layer_devices(spec, memory.Settings(**estimate.settings))
+    found = dict.fromkeys(estimate.by_device or ("cpu",), 0)
+    for device, n_bytes in zip(devices, places, strict=True):
+        found[device] += n_bytes
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _named_read_bytes(spec, quantization):
+    return _read_bytes(spec, mixes.tensor_types(spec, quantization))
+
+
+def _read_bytes(spec, types):
+    """Bytes that one token reads of each layer, and at the end of what follows them."""
+    places = [0] * (spec.n_layer + 1)
+    for tensor in architectures.tensors(spec):
+        n_bytes = formats.tensor_bytes(types[tensor.name], tensor.shape)
+        if "_exps." in tensor.name:
+            n_bytes = n_bytes * spec.n_expert_used // spec.n_expert
+        if tensor.name.startswith("blk."):
+            places[int(tensor.name.split(".")[1])] += n_bytes
+        elif tensor.name == "token_embd.weight":
+            places[-1] += n_bytes if spec.tied else 0
+        elif tensor.name != "position_embd.weight":
+            places[-1] += n_bytes
+    return tuple(places)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model beside others: `cells` maps a quantization to its (Estimate, Verdict).
+
+    Without cells `problem` says why this model cannot have these settings.
+    """
+
+    spec: object
+    cells: dict
+    problem: str = ""
+
+    @property
+    def status(self):
+        """The best verdict among the cells ("no" without any)."""
+        statuses = [verdict.status for _, verdict in self.cells.values()]
+        return min(statuses, key=STATUSES.index, default="no")
+
+    @property
+    def best(self):
+        """The first quantization with this row's status, when it fits or is tight; else ""."""
+        if self.status not in ("fits", "tight"):
+            return ""
+        return next(name for name, (_, verdict) in self.cells.items() if verdict.status == self.status)
+
+
+def compare(machine, quantizations=LADDER, names=None, **settings):
+    """Every model at every quantization, judged by a machine: a tuple of `Row`, smallest model first.
+
+    Parameters
+    ----------
+    machine : hardware.Machine
+    quantizations : sequence of str
+        Best first.
+    names : sequence of str, optional
+        Of models; the whole catalogue when left out.
+
+    Raises
+    ------
+    ValueError
+        For settings that no model can have. What only one model cannot have is its row's `problem`.
+
+    >>> from helpers import hardware
+    >>> laptop = hardware.Machine.pretend("laptop", ram_available_bytes=6 * units.GIB)
+    >>> [(row.spec.name, row.best) for row in compare(laptop, names=["qwen3-8b", "llama-3.1-70b"], n_ctx=4096)]
+    [('qwen3-8b', 'IQ4_XS'), ('llama-3.1-70b', '')]
+    """
+    memory.Settings(**settings)
+    return tuple(_compared(models.get(name), machine, quantizations, settings) for name in names or models.names())
+
+
+def _compared(spec, machine, quantizations, settings):
+    try:
+        first = memory.estimate(spec, quantizations[0], **settings)
+    except ValueError as error:
+        return Row(spec, {}, str(error))
+    estimates = (_requantized(first, name) for name in quantizations)
+    return Row(spec, {estimate.quantization: (estimate, judge(estimate, machine)) for estimate in estimates})
+
+
+def _requantized(estimate, quantization):
+    """`estimate` at another quantization. Nothing but the weights differs, unless some are repacked or offloaded."""
+    if estimate.by_device or estimate.settings["repack"]:
+        return memory.estimate(estimate.spec, quantization, **estimate.settings)
+    weights_bytes = memory.weights_bytes(estimate.spec, quantization)
+    name = estimate.name.replace(f", {estimate.quantization}, ", f", {quantization}, ")
+    return replace(estimate, weights_bytes=weights_bytes, quantization=quantization, name=name)
+
+
+def choose_rows(rows, text="", status=""):
+    """The rows whose name, title or family contains each word of `text`, and whose best verdict is `status` ("": any).
+
+    >>> from helpers import hardware
+    >>> laptop = hardware.Machine.pretend("laptop", ram_available_bytes=6 * units.GIB)
+    >>> [row.spec.name for row in choose_rows(compare(laptop), "mistral v0.3", "fits")]
+    ['mistral-7b-v0.3']
+    """
+    words = text.lower().split()
+    return tuple(row for row in rows if (not status or row.status == status) and _has_words(row.spec, words))
+
+
+def _has_words(spec, words):
+    said = f"{spec.name} {spec.title} {spec.architecture}".lower()
+    return all(word in said for word in words)
+
+
+ORDERS = ("fewest parameters", "most parameters", "least memory", "least quality loss", "least read per token")
+
+
+def sort_rows(rows, by):
+    """Rows in one of `ORDERS`. The last three look at each model's best quantization that fits; without one it is last.
+
+    Quality loss is `models.published_loss`; among equals the larger model comes first.
+
+    >>> from helpers import hardware
+    >>> laptop = hardware.Machine.pretend("laptop", ram_available_bytes=6 * units.GIB)
+    >>> rows = compare(laptop, names=["qwen3-8b", "llama-3.1-70b", "qwen3-0.6b"])
+    >>> [row.spec.name for row in sort_rows(rows, "least quality loss")]
+    ['qwen3-0.6b', 'qwen3-8b', 'llama-3.1-70b']
+    """
+    if by not in ORDERS:
+        raise ValueError(f"There is no order {by!r}; choose one of {', '.join(ORDERS)}.")
+    return tuple(sorted(rows, key=functools.partial(_place, by)))
+
+
+def _place(by, row):
+    n_params = row.spec.n_params
+    if by == "fewest parameters":
+        return n_params
+    if by == "most parameters":
+        return -n_params
+    if not row.best:
+        return True, n_params, 0
+    estimate = row.cells[row.best][0]
+    if by == "least memory":
+        return False, estimate.total_bytes, 0
+    if by == "least quality loss":
+        loss = models.published_loss(row.best)
+        return False, math.inf if loss is None else loss, -n_params
+    return False, active_bytes(estimate), 0
+
+
+MOST_TOKENS = 2**27  # the largest context that `memory.Settings` takes
+
+
+def longest_context(spec, quantization, machine, **settings):
+    """The longest context in tokens (a multiple of 256) with which a model still fits a machine; 0 when none does.
+
+    Found by bisection, because more tokens never need less. "Fits" includes "fits, but tight".
+    *When it misleads*: it may be far beyond `spec.n_ctx_train`, where the model's answers get worse.
+
+    >>> from helpers import hardware, models
+    >>> laptop = hardware.Machine.pretend("laptop", ram_available_bytes=6 * units.GIB)
+    >>> n_ctx = longest_context(models.get("llama-3.1-8b"), "Q4_K_M", laptop)
+    >>> [judge(memory.estimate(models.get("llama-3.1-8b"), n_ctx=n), laptop).status for n in (n_ctx, n_ctx + 256)]
+    ['tight', 'no']
+    """
+    step = 256
+
+    def fits(steps):
+        estimate = memory.estimate(spec, quantization, n_ctx=steps * step, **settings)
+        return judge(estimate, machine).status in ("fits", "tight")
+
+    return step * _most(fits, MOST_TOKENS // step)
+
+
+def most_gpu_layers(spec, quantization, machine, **settings):
+    """The most layers whose share fits a machine's free video memory (a count, as `n_gpu_layers`); 0 when none does.
+
+    The output matrix counts as one more layer. Whether the rest fits the memory is `judge`'s to say.
+
+    >>> from helpers import hardware, models
+    >>> spec, desktop = models.get("llama-3.1-8b"), hardware.Machine.pretend("desktop", 2**34, vram_bytes=4 * units.GIB)
+    >>> n = most_gpu_layers(spec, "Q4_K_M", desktop, n_ctx=8192)
+    >>> needs = [memory.estimate(spec, "Q4_K_M", n_ctx=8192, n_gpu_layers=layers) for layers in (n, n + 1)]
+    >>> [sum(estimate.by_device["gpu"].values()) <= 4 * units.GIB for estimate in needs]
+    [True, False]
+    """
+
+    def fits(n_gpu_layers):
+        estimate = memory.estimate(spec, quantization, n_gpu_layers=n_gpu_layers, **settings)
+        return _vram(estimate, machine).status != "no"
+
+    return _most(fits, spec.n_layer + 1) if machine.gpus else 0
+
+
+def _most(fits, most):
+    """The largest number from 1 to `most` that fits, when all smaller ones do too; 0 when not even 1 fits."""
+    least = 0
+    while least < most:
+        middle = (least + most + 1) // 2
+        if fits(middle):
+            least = middle
+        else:
+            most = middle - 1
+    return least
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Memory of one model against context: `totals` maps tokens to bytes, `longest` is the longest context that fits.
+
+    Without totals `problem` says why this model cannot have these settings.
+    """
+
+    spec: object
+    totals: dict
+    longest: int = 0
+    problem: str = ""
+
+
+def curves(specs, quantization, machine, contexts=CONTEXTS, **settings):
+    """One `Curve` per model, with points at `contexts`, where its training ended and where it crosses the machine.
+
+    >>> from helpers import hardware, models
+    >>> laptop = hardware.Machine.pretend("laptop", ram_available_bytes=6 * units.GIB)
+    >>> [curve] = curves([models.get("tinyllama-1.1b")], "Q4_K_M", laptop, contexts=(512, 4096))
+    >>> sorted(curve.totals) == [512, 2048, 4096], curve.longest > 4096
+    (True, True)
+    """
+    memory.Settings(**settings)
+    return tuple(_curve(spec, quantization, machine, contexts, settings) for spec in specs)
+
+
+def _curve(spec, quantization, machine, contexts, settings):
+    try:
+        longest = longest_context(spec, quantization, machine, **settings)
+    except ValueError as error:
+        return Curve(spec, {}, 0, str(error))
+    more = {n for n in (spec.n_ctx_train, longest) if min(contexts) <= n <= max(contexts)}
+    points = sorted({*contexts, *more})
+    totals = {n: memory.estimate(spec, quantization, n_ctx=n, **settings).total_bytes for n in points}
+    return Curve(spec, totals, longest)

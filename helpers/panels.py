@@ -10,17 +10,13 @@ import functools
 import threading
 import time
 
-from . import commands, engine, figures, fit, formats, hardware, memory, models, units
+from . import commands, engine, explore, figures, fit, formats, hardware, memory, models, units
+from .explore import CONTEXTS, NO_ENGINE, ONE_ROW, QUANTIZATIONS, shown
 from .need import need
 
-CONTEXTS = (512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152, 65536, 98304, 131072)
-QUANTIZATIONS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "IQ4_XS",
-                 "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_XS", "Q2_K", "IQ2_M")  # fmt: skip
 N_LEVERS = 3
 VIEWS = ("Numbers", "Arithmetic", "Code and commands")
 UNDO_AT_MOST = 200
-ONE_ROW = {"display": "flex", "flex_flow": "row wrap", "align_items": "center", "width": "auto"}
-NO_ENGINE = "llama-cpp-python is not installed, so the engine cannot be asked; the formula stands alone."
 WIDGETS = {  # a setting of a lever -> the input that holds it
     "model": "model", "quantization": "quantization", "n_ctx": "n_ctx", "cache_type_k": "cache",
     "cache_type_v": "cache", "flash_attn": "flash", "n_parallel": "slots", "n_ubatch": "ubatch",
@@ -61,11 +57,7 @@ def fit_view(choice, machine, asked=None, note=""):
         figures.memory_bar_svg(needs, verdict),
         figures.ladder_html(rows, choice["quantization"]),
     )
-    pieces = (
-        ("In Python", commands.python_cell(spec, choice["quantization"], settings)),
-        ("llama.cpp", commands.llama_server(spec, choice["quantization"], settings)),
-        ("Ollama Modelfile", commands.modelfile(spec, choice["quantization"], settings)),
-    )
+    pieces = commands.everywhere(spec, choice["quantization"], settings)
     return {
         "estimate": needs,
         "verdict": verdict,
@@ -79,20 +71,6 @@ def fit_view(choice, machine, asked=None, note=""):
 def _numbers(needs, verdict, asked, note):
     table = figures.parts_table_html(needs, asked, note, rule_bytes=fit.rule_of_thumb_bytes(needs))
     return figures.page(table, figures.reasons_html(verdict, needs))
-
-
-def _shown(method):
-    """Run a callback under the panel's lock; an error becomes a sentence in the panel."""
-
-    @functools.wraps(method)
-    def run(self, *args):
-        with self.lock:
-            try:
-                return method(self, *args)
-            except Exception as error:
-                self._fail(error)
-
-    return run
 
 
 class _FitPanel:
@@ -266,7 +244,7 @@ class _FitPanel:
         """Sliders, each with the field beside it that holds the value; the field reaches further."""
         return (self.context, self.n_ctx), (self.ram_slider, self.ram), (self.vram_slider, self.vram)
 
-    @_shown
+    @shown
     def _slider_moved(self, field, change):
         if not self.quiet:
             field.value = change["new"]
@@ -278,7 +256,7 @@ class _FitPanel:
         self.ram_slider.value, self.vram_slider.value = self.ram.value, self.vram.value
         self.quiet = quiet
 
-    @_shown
+    @shown
     def _changed(self, _):
         if not self.quiet:
             self._move_sliders()
@@ -292,12 +270,12 @@ class _FitPanel:
             self.last = state
         self.undo.disabled = not self.past
 
-    @_shown
+    @shown
     def _view_changed(self, _):
         if self.shown:
             self._show_details()
 
-    @_shown
+    @shown
     def _pull(self, index, _):
         if not self.shown or index >= len(self.shown["verdict"].levers):
             return
@@ -308,7 +286,7 @@ class _FitPanel:
         self._put(state)
         self._remember_and_refresh()
 
-    @_shown
+    @shown
     def _undo(self, _):
         if self._state() == self.last and self.past:  # otherwise the last change failed, and `last` is before it
             self.last = self.past.pop()
@@ -316,7 +294,7 @@ class _FitPanel:
         self._refresh()
         self.undo.disabled = not self.past
 
-    @_shown
+    @shown
     def _look_again(self, _):
         self.here = hardware.detect()
         self._refresh()
@@ -376,7 +354,7 @@ class _FitPanel:
             engine.tensor_types(models.get(choice["model"]), choice["quantization"])
         self._engine_ready()
 
-    @_shown
+    @shown
     def _engine_ready(self):
         self.engine_warm = True
         if self.shown:
@@ -440,7 +418,7 @@ class _AskPanel:
         w.link((slider, "value"), (field, "value"))
         return field, (slider, field)
 
-    @_shown
+    @shown
     def _ask(self, _):
         if self.busy:
             return
@@ -448,7 +426,7 @@ class _AskPanel:
         self.result.value = figures.answer_html("", "reading the question ...")
         threading.Thread(target=self._answer, daemon=True).start()
 
-    @_shown
+    @shown
     def _stop(self, _):
         self.model.cancel()
 
@@ -496,3 +474,55 @@ class _Pieces:
         if now - self.painted >= self.every_s:
             self.screen.value = figures.answer_html(self.text, "answering ...")
             self.painted = now
+
+
+def compare_panel(machine=None, model="llama-3.1-8b", quantization="Q4_K_M", n_ctx=8192):
+    """Every model at every quantization, judged by a machine (an `ipywidgets.VBox`); click a cell to see it in full.
+
+    Parameters
+    ----------
+    machine : hardware.Machine, optional
+        The computer to judge by; found out when left out.
+    model, quantization, n_ctx
+        Where to start.
+    """
+    return explore.Compare(machine or hardware.detect(), model, quantization, n_ctx).box
+
+
+def context_panel(machine=None, names=explore.START_CURVES, quantization="Q4_K_M"):
+    """Memory against context for up to five models, and where each crosses the machine (an `ipywidgets.VBox`).
+
+    Parameters
+    ----------
+    machine : hardware.Machine, optional
+        The computer to judge by; found out when left out.
+    names, quantization
+        Where to start.
+    """
+    return explore.Context(machine or hardware.detect(), names, quantization).box
+
+
+def design_panel(start="llama-3.1-8b", quantization="Q4_K_M", n_ctx=8192, ask_engine=True):
+    """Design a model: its weights, its file, its memory by formula and engine, live (an `ipywidgets.VBox`).
+
+    Parameters
+    ----------
+    start, quantization, n_ctx
+        Where to start; `start` is a model of the catalogue.
+    ask_engine : bool
+        Also ask llama.cpp itself when it is installed.
+    """
+    return explore.Design(start, quantization, n_ctx, ask_engine).box
+
+
+def offload_panel(machine=None, model="llama-3.1-8b", quantization="Q4_K_M", n_ctx=8192):
+    """Layers on the GPU: what lies in which memory, and what a token reads from each (an `ipywidgets.VBox`).
+
+    Parameters
+    ----------
+    machine : hardware.Machine, optional
+        The computer to judge by; found out when left out. Without a GPU one is pretended, and the panel says so.
+    model, quantization, n_ctx
+        Where to start.
+    """
+    return explore.Offload(machine or hardware.detect(), model, quantization, n_ctx).box

@@ -1,6 +1,6 @@
-"""How long from a key press on the fit panel's slider to the repainted page, in Chromium; and a drag of five seconds.
+"""How long from a key press on a panel's slider to the repainted page, in Chromium; for one, a drag of five seconds.
 
-    python tests/bench_panel.py [--steps 60] [--drag-seconds 5] [--no-plain]
+    python tests/bench_panel.py [--panel all] [--steps 60] [--drag-seconds 5] [--no-plain]
 
 Figures only, no verdict: they say something about this machine at this moment. "new choices" are asked of llama.cpp
 for the first time, "known choices" come from the engine's memory.
@@ -23,10 +23,14 @@ from helpers import fit, hardware, memory, models, panels, units
 MODEL = "llama-3.1-8b"
 MACHINE = ("bench laptop", 12 * units.GIB, 16 * units.GIB)
 QUANTIZATIONS = ("Q4_K_M", "Q5_K_M", "Q6_K", "Q3_K_M", "Q8_0", "Q4_0")
-CELLS = (
-    "from helpers import hardware, panels\nmachine = hardware.Machine.pretend('{}', {}, {})".format(*MACHINE),
-    f"panels.fit_panel(machine, {MODEL!r})",
-)
+SETUP = "from helpers import hardware, panels\nmachine = hardware.Machine.pretend('{}', {}, {})".format(*MACHINE)
+PANELS = {  # name: (the cell that shows it, a slider of its, what to press before)
+    "fit": (f"panels.fit_panel(machine, {MODEL!r})", "Context", None),
+    "compare": (f"panels.compare_panel(machine, {MODEL!r})", "Context", None),
+    "context": ("panels.context_panel(machine)", "Free RAM", "another one"),
+    "design": (f"panels.design_panel({MODEL!r})", "layers", None),
+    "offload": (f"panels.offload_panel(machine, {MODEL!r})", "GPU layers", None),
+}
 # Each step: the key's own time stamp; the moment the sentence was replaced; the next frame, and once it was painted.
 WATCH = """() => {
   const panel = document.querySelector('.kit-app');
@@ -67,6 +71,7 @@ OVERFLOW = """() => {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--panel", choices=[*PANELS, "all"], default="fit")
     parser.add_argument("--steps", type=int, default=60, help="key presses per line of the table")
     parser.add_argument("--drag-seconds", type=float, default=5.0)
     parser.add_argument("--no-plain", action="store_true", help="leave out the server without start.py's configuration")
@@ -76,23 +81,48 @@ def main():
         sys.exit(f"Nothing to measure: {reason}.")
     print(machine_line())
     print(f"{'slider keydown -> repainted page, ms':<46}{'n':>5}{'median':>9}{'p95':>9}{'max':>9}", flush=True)
-    for name, as_learners in (("server as start.py sets it up", True), ("server without its configuration", False)):
-        if as_learners or not options.no_plain:
-            measure(name, as_learners, options)
+    for panel in PANELS if options.panel == "all" else [options.panel]:
+        if panel != "fit":
+            measure_panel(panel, options)
+            continue
+        for name, as_learners in (("server as start.py sets it up", True), ("server without its configuration", False)):
+            if as_learners or not options.no_plain:
+                measure(name, as_learners, options)
 
 
 def measure(name, as_learners, options):
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        lab.write_notebook(Path(folder) / "bench.ipynb", *CELLS)
+        lab.write_notebook(Path(folder) / "bench.ipynb", SETUP, PANELS["fit"][0])
         with lab.server(folder, as_learners=as_learners) as server, lab.chromium(server) as tab:
             open_panel(tab)
             print(line(f"{name}, new choices", new_choices(tab, options.steps)))
             print(line(f"{name}, known choices", known_choices(tab, options.steps)), flush=True)
             if as_learners:
                 report_drag(tab, options.drag_seconds)
-                overflow = tab.page.evaluate(OVERFLOW)
-                print(f"wider than its place at 1280x720: {'; '.join(overflow) or 'nothing'}")
-                print(f"requests to other hosts: {len(tab.outside)}; errors in the browser's log: {len(tab.console)}")
+                report_page(tab)
+
+
+def measure_panel(panel, options):
+    """One of the other panels: its slider to and fro, along choices that are new and then known."""
+    cell, slider, button = PANELS[panel]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        lab.write_notebook(Path(folder) / "bench.ipynb", SETUP, cell)
+        with lab.server(folder) as server, lab.chromium(server) as tab:
+            open_panel(tab)
+            if button:
+                tab.page.get_by_role("button", name=button).click()
+            tab.slider(slider).press("Home")
+            settle(tab)
+            way = min(options.steps // 2, 15)  # there and back, as often as there are steps left
+            keys = [*["ArrowRight"] * way, *["ArrowLeft"] * way] * -(-options.steps // (2 * way))
+            print(line(f"{panel}_panel, slider {slider!r}", press(tab, keys[: options.steps], slider)), flush=True)
+            report_page(tab)
+
+
+def report_page(tab):
+    overflow = tab.page.evaluate(OVERFLOW)
+    print(f"wider than its place at 1280x720: {'; '.join(overflow) or 'nothing'}")
+    print(f"requests to other hosts: {len(tab.outside)}; errors in the browser's log: {len(tab.console)}")
 
 
 def open_panel(tab):
@@ -101,7 +131,7 @@ def open_panel(tab):
         raise RuntimeError(f"The bench's notebook failed: {tab.errors()}")
     tab.wait("() => document.querySelector('.kit-app .sentence')")
     with contextlib.suppress(Exception):  # without llama-cpp-python the engine never answers
-        tab.wait("() => document.querySelector('.kit-app').textContent.includes('own dry run')")
+        tab.wait("() => !document.querySelector('.kit-app').textContent.match(/Starting the engine|Asking the engine/)")
     tab.page.evaluate(WATCH)
 
 
@@ -126,11 +156,11 @@ def known_choices(tab, n):
     return press(tab, ["ArrowLeft", "ArrowRight"] * (n // 2))
 
 
-def press(tab, keys):
+def press(tab, keys, slider="Context"):
     """What each key press took, one at a time."""
     tab.page.evaluate("() => { window.kit.steps = []; }")
     for done, key in enumerate(keys):
-        tab.slider("Context").press(key)
+        tab.slider(slider).press(key)
         tab.wait("n => window.kit.steps.length > n", done)
         tab.page.wait_for_timeout(80)  # the details below the sentence arrive a little later
     return tab.page.evaluate("() => window.kit.steps")
