@@ -369,6 +369,8 @@ def _check_experts(spec, family):
     if not spec.n_expert:
         if "experts_only" in family:
             raise ValueError(f"{spec.name}: n_expert is 0, but the family {spec.architecture} always has experts.")
+        if spec.n_expert_used:
+            raise ValueError(f"{spec.name}: n_expert_used is {spec.n_expert_used}, but n_expert is 0.")
         return
     if "experts" not in family:
         with_experts = ", ".join(name for name, flags in FAMILIES.items() if "experts" in flags)
@@ -404,6 +406,8 @@ def _check_latent(spec):
             f"{spec.name}: n_embd_head_v is {spec.n_embd_head_v}; with MLA it must be kv_lora_rank, here "
             f"{spec.kv_lora_rank}."
         )
+    if spec.most_kv_heads != 1:
+        raise ValueError(f"{spec.name}: n_head_kv is {spec.n_head_kv}; with MLA all heads share one.")
     if spec.n_embd_head_k_mla <= n_rot or spec.n_embd_head_v_mla < 1:
         raise ValueError(
             f"{spec.name}: n_embd_head_k_mla is {spec.n_embd_head_k_mla} and n_embd_head_v_mla "
