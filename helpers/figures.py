@@ -605,7 +605,7 @@ def devices_svg(estimate, limits, width=830):
             legend[part] += n_bytes
         end = limit.total_bytes * scale
         shapes.append(
-            f'<line x1="{end:.1f}" y1="{y - 4}" x2="{end:.1f}" y2="{y + 52}" stroke="#1b1b1b" stroke-width="3" '
+            f'<line x1="{end:.1f}" y1="{y}" x2="{end:.1f}" y2="{y + 52}" stroke="#1b1b1b" stroke-width="3" '
             'stroke-dasharray="7 4"/>'
         )
         says = f"{limit.limit}: {units.show(limit.needed_bytes)} of {units.show(limit.free_bytes)} free"
