@@ -281,6 +281,7 @@ def test_llama_cpp_refuses_a_wrong_layout(spoil, says, tmp_path, monkeypatch):
     assert engine.reserve(SMOLLM2, n_ctx=512).kv_bytes > 0  # the worker goes on
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_llama_cpps_own_check_is_an_error_with_its_words(tmp_path):
     """A pattern that leaves no layer windowed stops llama.cpp. For a `ModelSpec`, `architectures.check` refuses it."""

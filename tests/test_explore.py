@@ -33,6 +33,8 @@ from helpers import (
 from helpers.hardware import Gpu, Machine, Reading
 from helpers.need import MissingPackage
 
+pytestmark = pytest.mark.slow  # together more than ten seconds
+
 W = pytest.importorskip("ipywidgets")
 pytest.importorskip("anywidget")
 GIB = units.GIB

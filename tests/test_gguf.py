@@ -238,6 +238,7 @@ def gemma3(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_agrees_with_the_gguf_package_on_smollm2(smollm2):
     header = assert_agrees(smollm2)
     spec = header.spec

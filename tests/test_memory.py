@@ -49,6 +49,7 @@ def test_every_part_equals_the_engines_at_all_settings(name):
         assert not differences(spec, settings)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_slots_and_outputs_equal_the_engines():
     pick = random.Random(5)

@@ -184,6 +184,7 @@ def test_real_blocks(model, tensor, type_name):
         assert np.array_equal(quant.quantize(name, weights), reference(name)[0](weights))
 
 
+@pytest.mark.slow
 def test_whole_tensor_as_the_gguf_reader_sees_it(model):
     from gguf import GGUFReader
 

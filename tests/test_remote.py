@@ -20,6 +20,8 @@ from helpers import remote, units
 from helpers.gguf import GGUFError, parse, read_header
 from helpers.remote import Limits
 
+pytestmark = pytest.mark.slow  # together more than ten seconds
+
 pytest.importorskip("huggingface_hub")
 
 SECRET = "hf_secretsecretsecret"
