@@ -9,6 +9,8 @@ from shapes import random_spec
 from helpers import architectures, engine, formats, memory, mixes, models, units
 from helpers.architectures import FAMILIES
 
+pytestmark = pytest.mark.slow  # test_memory samples the same comparisons fast
+
 
 @pytest.mark.model
 @pytest.mark.parametrize("name", models.names())

@@ -11,6 +11,8 @@ from helpers import engine, memory, models, planner, units
 from helpers.architectures import FAMILIES
 from helpers.memory import Settings
 
+pytestmark = pytest.mark.slow  # test_memory samples the same comparisons fast
+
 PRINTED = 0.005 * units.MIB + 1  # llama.cpp prints two digits
 
 
