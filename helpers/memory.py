@@ -581,9 +581,11 @@ def repacked_bytes(spec, quantization, repack):
 def _repacked_tensor_bytes(tensor, type_name, kind, tied):
     if len(tensor.shape) < 2 or (tensor.name == "token_embd.weight" and not tied):
         return 0
-    width, rows = tensor.shape
+    width, rows, *experts = tensor.shape
+    if experts and "_exps." not in tensor.name:  # MLA's matrices for all heads in one are used as they are
+        return 0
     n_bytes = formats.tensor_bytes(type_name, tensor.shape)
-    if kind == "amx" and type_name in AMX_EXTRA and rows % 32 == 0 and width % 16 == 0:
+    if kind == "amx" and not experts and type_name in AMX_EXTRA and rows % 32 == 0 and width % 16 == 0:
         return n_bytes + AMX_EXTRA[type_name] * (width // formats.block_type(type_name).block_length) * rows
     table = REPACKED["avx512" if kind == "amx" else kind]
     return n_bytes if type_name in table and rows % 8 == 0 else 0

@@ -400,3 +400,11 @@ def test_loads_of_ghosts_repack_as_much(kind, tmp_path, name, quantization):
     ghost.write(spec, mixes.tensor_types(spec, quantization), path)
     ours = memory.repacked_bytes(spec, quantization, kind)
     assert ours == pytest.approx(repacked_by_llama_cpp(path), abs=2 * PRINTED)
+
+
+@pytest.mark.parametrize("kind", ["avx2", "avx512", "amx", "arm"])
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "deepseek-coder-v2-lite", "gpt-oss-20b"])
+def test_experts_are_repacked_too(name, kind):
+    spec = models.get(name)
+    copied = memory.estimate(spec, "Q4_K_M", repack=kind).repacked_bytes
+    assert 0 < copied < 1.1 * memory.weights_bytes(spec, "Q4_K_M")
