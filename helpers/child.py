@@ -16,6 +16,8 @@ import threading
 import weakref
 from pathlib import Path
 
+from .need import MissingPackage
+
 PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent)
 
 
@@ -54,6 +56,11 @@ class Child:
     """`python -m module` in a process of its own, spoken to in JSON lines."""
 
     def __init__(self, module, env=None):
+        if sys.platform == "emscripten":
+            raise MissingPackage(
+                "llama.cpp cannot run inside a browser page; the formulas go on without it. "
+                "Install the kit on a computer to ask the engine or a model."
+            )
         paths = [PACKAGE_PARENT, os.environ.get("PYTHONPATH", "")]
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-m", module],

@@ -6,6 +6,7 @@ What moves with a slider is an SVG string (a few KB, readable by screen readers)
 import html
 import itertools
 import math
+import sys
 from collections import Counter
 
 from . import fit, formats, memory, units
@@ -256,6 +257,14 @@ def compare_figure(columns, title="Predicted, reserved, resident"):
         barmode="stack", title=title, yaxis_title="MiB", template="plotly_white", height=400, font_size=14,
         margin={"l": 60, "r": 20, "t": 50, "b": 40},
     )  # fmt: skip
+    return _as_data(figure) if sys.platform == "emscripten" else figure
+
+
+def _as_data(figure):
+    """The figure as plain data for the page: plotly's own display asks for nbformat, which a browser page has not."""
+    bundle = {"application/vnd.plotly.v1+json": figure.to_plotly_json(), "text/plain": "a plotly figure"}
+    figure._ipython_display_ = figure._repr_html_ = None
+    figure._repr_mimebundle_ = lambda include=None, exclude=None: bundle
     return figure
 
 
@@ -297,7 +306,7 @@ def context_figure(specs, quantization, machine, contexts=fit.CONTEXTS, **settin
     figure.update_yaxes(type="log", title="memory needed (GiB)")
     title = f"Memory against context, {html.escape(memory.quantization_name(quantization))}"
     figure.update_layout(template="plotly_white", height=430, font_size=14, title=title)
-    return figure
+    return _as_data(figure) if sys.platform == "emscripten" else figure
 
 
 def context_table_html(specs, quantization, contexts=fit.CONTEXTS, **settings):

@@ -525,7 +525,17 @@ def _ram_physical(world):
         return memory and Reading(memory, "sysctl hw.memsize")
     if world.windows:
         return Reading(world.windows.memory()[0], "GlobalMemoryStatusEx")
-    return None
+    return _browser_ram(world) if world.system == "Emscripten" else None
+
+
+def _browser_ram(world):
+    """What a page may know of the computer: 8 GiB at most, and in some browsers nothing."""
+    world.note("Python runs in a browser page, which cannot see this computer's RAM: say what you have.")
+    js = _import("js", "ask the browser")
+    told = getattr(getattr(js, "navigator", None), "deviceMemory", None)
+    if told:
+        return Reading(told * units.GIB, "navigator.deviceMemory, which never says more than 8 GiB")
+    return Reading(8 * units.GIB, "assumed: this browser does not tell")
 
 
 def _ram_free(world):
@@ -1123,6 +1133,8 @@ def _environments(world):
         found = [word for word in found if word != "colab"]
     if "wsl" not in found and "microsoft" in world.read("/proc/version").lower():
         found.append(Word("wsl", "/proc/version"))
+    if world.system == "Emscripten":
+        found.append(Word("browser", "platform.system()"))
     files = [name for name in ("/.dockerenv", "/run/.containerenv") if world.exists(name)]
     if files:
         found.append(Word("docker", files[0]))

@@ -154,7 +154,7 @@ def _lock(file):
             if time.monotonic() > end:
                 return False
             time.sleep(0.01)
-        except (OSError, ImportError):  # some network drives, and Python in a browser, have no locks
+        except (OSError, ImportError, AttributeError):  # some network drives, and Python in a browser, have no locks
             return False
 
 

@@ -837,3 +837,12 @@ def test_import_is_light():
     home = Path(hardware.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("told, total, source", [(4, 4 * GIB, "navigator"), (None, 8 * GIB, "assumed")])
+def test_a_browser_page_says_what_it_was_told_or_assumes(tmp_path, monkeypatch, told, total, source):
+    monkeypatch.setitem(sys.modules, "js", SimpleNamespace(navigator=SimpleNamespace(deviceMemory=told)))
+    found = hardware.detect(root=tmp_path, env={}, run=lambda _: "", psutil=None, nvml=None, system="Emscripten")
+    assert found.ram_total_bytes == found.ram_available_bytes == total
+    assert found.ram_total_bytes.source.startswith(source)
+    assert "browser" in found.environments and "browser" in " ".join(found.notes)

@@ -1,0 +1,150 @@
+"""The site without an install: what it is made of, and, built for real, lesson 07 in the browser with its panel."""
+
+import http.client
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import types
+import zipfile
+from pathlib import Path
+
+import lab
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def site():
+    spec = importlib.util.spec_from_file_location("kit_site", ROOT / "lessons" / "site.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_closure_follows_every_dependency_once(site):
+    known = {
+        "a": {"depends": ["b", "c_d"]},
+        "b": {"depends": ["c_d", "a"]},
+        "c-d": {"depends": []},
+        "e": {"depends": []},
+    }
+    assert sorted(site.closure(known, ["a"])) == ["a", "b", "c-d"]
+
+
+def test_the_releases_are_those_of_the_lock_file(site):
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    for requirement in site.locked(site.KIT_NEEDS):
+        assert any(line.partition(" ; ")[0] == requirement for line in lines)
+    with pytest.raises(site.Trouble, match="no line for never-heard-of"):
+        site.locked(["never-heard-of"])
+
+
+def test_cells_that_ask_the_engine_become_text_and_nothing_is_solved(site, tmp_path):
+    folder = site.copy_lessons(tmp_path / "contents", site.WITHOUT_NUMPY)
+    for name in site.WITHOUT_NUMPY:
+        notebook = json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))
+        original = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+        assert len(notebook["cells"]) == len(original["cells"]) + 1  # the note
+        assert not any("model" in cell["metadata"].get("tags", ()) for cell in notebook["cells"])
+        code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        assert not any("engine.reserve" in source and "def " not in source for source in code)
+        assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+
+
+def test_the_block_table_is_cut_out_of_the_whole_package(site, tmp_path, monkeypatch):
+    whole = tmp_path / "gguf-9.9.9-py3-none-any.whl"
+    with zipfile.ZipFile(whole, "w") as packed:
+        for name in ("gguf/__init__.py", "gguf/constants.py", "gguf/gguf_reader.py", "gguf-9.9.9.dist-info/METADATA"):
+            packed.writestr(name, f"# {name}\n")
+    monkeypatch.setattr(site, "wheel", lambda folder, requirement: {"file_name": whole.name})
+    row = site.block_table(tmp_path)
+    with zipfile.ZipFile(whole) as packed:
+        assert sorted(packed.namelist()) == ["gguf-9.9.9.dist-info/METADATA", "gguf/__init__.py", "gguf/constants.py"]
+        assert packed.read("gguf/__init__.py") == b""
+    assert row == site.file_row(whole)
+
+
+def test_numpy_with_a_wrong_checksum_is_not_kept(site, tmp_path, monkeypatch):
+    class Answer:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def read(self):
+            return b"something else"
+
+    monkeypatch.setattr(site.urllib.request, "urlopen", lambda address, timeout: Answer())
+    with pytest.raises(site.Trouble, match="checksum differs"):
+        site.fetch_numpy(tmp_path, {"file_name": "numpy.whl", "sha256": "0" * 64})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_something_else_is_left_alone(site, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(site.Trouble, match="something else than a site"):
+        site.build(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+
+
+def test_the_little_server_names_the_types_that_browsers_insist_on(site, tmp_path):
+    (tmp_path / "a.mjs").write_text("1", encoding="utf-8")
+    (tmp_path / "a.wasm").write_bytes(b"\0asm")
+    handler = site.functools.partial(site.Files, directory=str(tmp_path))
+    with site.http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, kind in (("a.mjs", "text/javascript"), ("a.wasm", "application/wasm")):
+            asked = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+            asked.request("GET", f"/{name}")
+            assert asked.getresponse().headers["Content-Type"] == kind
+            asked.close()
+        server.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_lesson_07_runs_in_the_page_and_asks_no_other_host(tmp_path):
+    """The site as one command builds it, in a Chromium that can reach nobody else: the lesson and its panel run."""
+    reason = lab.why_not() or ("" if shutil.which("npm") else "npm is not installed, which the site is built with")
+    if reason:
+        pytest.skip(reason)
+    command = [
+        sys.executable,
+        str(ROOT / "lessons" / "site.py"),
+        "--out",
+        str(tmp_path / "dist"),
+        "--serve",
+        "--port",
+        "0",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if line.startswith("http://127.0.0.1:"):
+                    break
+            assert said and said[-1].startswith("http://"), "".join(said)
+            address = said[-1].split()[0]
+            look_at_lesson_07(address, process)
+        finally:
+            process.kill()
+
+
+def look_at_lesson_07(address, process):
+    server = types.SimpleNamespace(url=address.partition("/lab")[0], token="", kill=process.kill)
+    with lab.chromium(server) as tab:
+        tab.page.goto(address)
+        tab.wait("() => window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell')", within_s=60)
+        assert tab.run_all(), tab.errors()
+        assert tab.errors() == []
+        before = tab.text(".kit-app .sentence")
+        assert "fits" in before
+        tab.slider("Context").press("End")
+        assert "fit" in tab.wait_for_change(".kit-app .sentence", before)
+        assert tab.outside == []
