@@ -153,9 +153,9 @@ def test_the_licence_is_the_apache_licence_whole():
 
 
 def test_the_package_brings_its_data():
-    assert TOOL["setuptools"] == {"packages": ["helpers"], "package-data": {"helpers": ["data/*"]}}
+    assert TOOL["setuptools"] == {"packages": ["helpers"], "package-data": {"helpers": ["data/*", "data/texts/*"]}}
     beside_the_code = [path for path in (ROOT / "helpers").rglob("*.*") if path.suffix not in (".py", ".pyc")]
-    assert {path.parent for path in beside_the_code} <= {ROOT / "helpers" / "data"}
+    assert {path.parent for path in beside_the_code} <= {ROOT / "helpers" / "data", ROOT / "helpers" / "data" / "texts"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no executable bit")
