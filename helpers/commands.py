@@ -40,8 +40,8 @@ def python_cell(spec, quantization, settings):
     )
 
 
-def llama_server(spec, quantization, settings):
-    """The `llama-server` command that runs this choice; put your own file's path in.
+def llama_server(spec, quantization, settings, path=None):
+    """The `llama-server` command that runs this choice; `path` is your file, else a made-up name stands for it.
 
     Left alone it keeps a second, repacked copy of many weights, so a choice without one says so. The number of outputs
     is no option of its: it sets that by itself.
@@ -51,7 +51,7 @@ def llama_server(spec, quantization, settings):
     llama-server --model qwen3-8b-Q4_K_M.gguf --ctx-size 8192 --parallel 1 --flash-attn on --no-repack
     """
     options = [
-        ("--model", shlex.quote(f"{spec.name}-{quantization}.gguf")),
+        ("--model", shlex.quote(str(path or f"{spec.name}-{quantization}.gguf"))),
         ("--ctx-size", settings.n_ctx),
         ("--parallel", settings.n_parallel),
         ("--flash-attn", "on" if settings.flash_attn else "off"),
@@ -89,19 +89,20 @@ def ollama_tag(spec, quantization):
     return f"{spec.ollama_tag}-{suffix}"
 
 
-def modelfile(spec, quantization, settings):
+def modelfile(spec, quantization, settings, path=None):
     """The Ollama Modelfile of this choice; what is a setting of Ollama's server stands in a comment.
 
-    Ollama counts the context per slot, llama.cpp for all slots together.
+    With `path` it takes that GGUF file, else Ollama's own tag or a made-up name. Ollama counts the context per slot,
+    llama.cpp for all slots together.
 
     >>> from helpers import models
     >>> print(modelfile(models.get("qwen3-8b"), "Q4_K_M", memory.Settings(n_ctx=8192)))
     FROM qwen3:8b-q4_K_M
     PARAMETER num_ctx 8192
     """
-    tag = ollama_tag(spec, quantization)
+    source = path or ollama_tag(spec, quantization) or f"./{spec.name}-{quantization}.gguf"
     n_ctx = (settings.n_ctx or spec.n_ctx_train) // settings.n_parallel
-    lines = [f"FROM {tag or f'./{spec.name}-{quantization}.gguf'}", f"PARAMETER num_ctx {n_ctx}"]
+    lines = [f"FROM {source}", f"PARAMETER num_ctx {n_ctx}"]
     if settings.n_gpu_layers:
         lines.append(f"PARAMETER num_gpu {999 if settings.n_gpu_layers < 0 else settings.n_gpu_layers}")
     if settings.n_ubatch != DEFAULTS.n_ubatch:
@@ -116,6 +117,50 @@ def modelfile(spec, quantization, settings):
     if server:
         lines.append(f"# start the server with: {' '.join(server)} ollama serve")
     return "\n".join(lines)
+
+
+def ollama_run(spec, quantization, path=None):
+    """What to type for Ollama: its own tag where it serves this choice, else the Modelfile's model under a new name.
+
+    `ollama run` downloads the tag when it is not there; it keeps its own default context unless the model comes from
+    a Modelfile with `num_ctx`.
+
+    >>> from helpers import models
+    >>> print(ollama_run(models.get("llama-3.1-8b"), "Q4_K_M"))
+    ollama run llama3.1:8b-instruct-q4_K_M
+    >>> print(ollama_run(models.get("llama-3.1-8b"), "IQ3_XS"))
+    ollama create my-llama-3.1-8b -f Modelfile
+    ollama run my-llama-3.1-8b
+    """
+    tag = None if path else ollama_tag(spec, quantization)
+    mine = f"my-{spec.name}"
+    return f"ollama run {tag}" if tag else f"ollama create {mine} -f Modelfile\nollama run {mine}"
+
+
+def lm_studio(spec, quantization, settings, path=None):
+    """The `lms` commands that put a GGUF file into LM Studio, load it and serve it; from its documentation, not run.
+
+    `--symbolic-link` leaves the file where it is; without it `lms import` would move it. The type of the cache and the
+    number of slots are set in LM Studio's own window.
+
+    >>> from helpers import models
+    >>> print(lm_studio(models.get("qwen3-8b"), "Q4_K_M", memory.Settings(n_ctx=8192)))
+    lms import qwen3-8b-Q4_K_M.gguf --symbolic-link --user-repo local/qwen3-8b
+    lms load local/qwen3-8b --identifier qwen3-8b --context-length 8192 --gpu off
+    lms server start
+    """
+    file = shlex.quote(str(path or f"{spec.name}-{quantization}.gguf"))
+    gpu = "off" if not settings.n_gpu_layers else "max"
+    if 0 < settings.n_gpu_layers <= spec.n_layer:
+        gpu = f"{settings.n_gpu_layers / (spec.n_layer + 1):.2f}"
+    n_ctx = settings.n_ctx or spec.n_ctx_train
+    return "\n".join(
+        (
+            f"lms import {file} --symbolic-link --user-repo local/{spec.name}",
+            f"lms load local/{spec.name} --identifier {spec.name} --context-length {n_ctx} --gpu {gpu}",
+            "lms server start",
+        )
+    )
 
 
 def everywhere(spec, quantization, settings):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from . import architectures, formats, memory, mixes
+from . import architectures, formats, memory, mixes, units
 from .child import Child, ChildDied
 from .need import MissingPackage
 
@@ -235,4 +235,4 @@ def _engine_settings(chosen):
 
 def _last_words(log):
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return " It said: " + " / ".join(lines[-3:]) if lines else ""
+    return units.printable(" It said: " + " / ".join(lines[-3:]), 2000) if lines else ""

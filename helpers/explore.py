@@ -1,4 +1,4 @@
-"""Four panels to explore with: every model here, memory against context, a model of one's own, two memories.
+"""Five panels to explore with: every model here, memory against context, a model of one's own, two memories, speed.
 
 Wiring only: each panel shows what a pure `..._view` function makes of its controls. `helpers.panels` is where they are
 reached from.
@@ -9,7 +9,20 @@ import dataclasses
 import functools
 import threading
 
-from . import architectures, commands, engine, figures, fit, formats, hardware, memory, models, units
+from . import (
+    architectures,
+    commands,
+    engine,
+    figures,
+    figures_speed,
+    fit,
+    formats,
+    hardware,
+    memory,
+    models,
+    speed,
+    units,
+)
 from .need import need
 
 CONTEXTS = (512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152, 65536, 98304, 131072)
@@ -44,6 +57,7 @@ SHAPE = {
 }
 DESIGN_VIEWS = ("Numbers", "Where the weights are", "Code")
 CHOSEN_VIEWS = ("Numbers", "Code and commands")
+ANSWERED = 64  # tokens of the answer that `speed_panel` foresees
 OFFLOAD_VIEWS = ("Numbers", "Code and commands")
 
 
@@ -78,16 +92,27 @@ def chosen_view(choice, machine):
     verdict = fit.judge(needs, machine)
     pieces = commands.everywhere(spec, choice["quantization"], settings)
     name = figures.note_html(f"{needs.name}: {formats.quantization(choice['quantization']).says}")
+    pace = figures.note_html(_pace(spec, choice["quantization"], settings, machine))
     return {
         "estimate": needs,
         "verdict": verdict,
         "result": figures.page(figures.sentence_html(verdict), figures.memory_bar_svg(needs, verdict)),
         "Numbers": figures.page(
-            name, figures.parts_table_html(needs, rule_bytes=fit.rule_of_thumb_bytes(needs)),
+            name, pace, figures.parts_table_html(needs, rule_bytes=fit.rule_of_thumb_bytes(needs)),
             figures.reasons_html(verdict, needs),
         ),
         "Code and commands": figures.page(figures.code_html(pieces)),
     }  # fmt: skip
+
+
+def _pace(spec, quantization, settings, machine):
+    """The speed of an answer in a line, or why it cannot be foreseen."""
+    try:
+        found = speed.predict(spec, quantization, 0, machine, n_gpu_layers=settings.n_gpu_layers)
+    except ValueError as error:  # an unknown card, or a type of tensors that nobody timed
+        return f"Speed: {error}"
+    said = f"Speed, if it fits: {figures_speed.band_text(found.answer)} tokens/s (formula). "
+    return said + " ".join(found.assumptions)
 
 
 def context_view(names, quantization, machine, **settings):
@@ -196,6 +221,19 @@ def offload_view(choice, machine):
         ),
         "Code and commands": figures.page(figures.code_html(pieces)),
     }  # fmt: skip
+
+
+def speed_view(choice, computer):
+    """What `speed_panel` shows for one choice ("model", "quantization", "n_ctx"); `computer`: words of `speed.predict`.
+
+    The context is taken to be full but for an answer of `ANSWERED` tokens; beside it the same with an empty one.
+    """
+    spec, quantization, n_ctx = models.get(choice["model"]), choice["quantization"], choice["n_ctx"]
+    full, empty = (
+        speed.predict(spec, quantization, n_ctx, n_prompt=n_prompt, n_answer=ANSWERED, **computer)
+        for n_prompt in (n_ctx - ANSWERED, 1)
+    )
+    return {"prediction": full, "result": figures_speed.prediction_html(full, empty)}
 
 
 def with_pretended_gpu(machine, vram_bytes):
@@ -752,3 +790,29 @@ class Offload(_Panel):
     def _take_most(self, _):
         if self.shown:
             self._put(n_gpu_layers=self.shown["most"])
+
+
+# --- speed ---------------------------------------------------------------------------------------------------------
+
+
+class Speed(_Panel):
+    """Tokens per second of one model, with a bar of where the time goes; nothing is measured here."""
+
+    def __init__(self, computers, model, quantization, n_ctx):
+        super().__init__()
+        self.computers = dict(computers)
+        first = [
+            self._dropdown("model", models.get(model).name, models.names(), "Model", 330),
+            self._dropdown(
+                "quantization", formats.quantization(quantization).name, QUANTIZATIONS, "Quantization", 200, 90
+            ),
+            self._dropdown("computer", next(iter(self.computers)), tuple(self.computers), "Computer", 300),
+        ]
+        box = functools.partial(self.w.HBox, layout=ROW)
+        self.result.layout = _fixed(345)
+        self._start([box(first), box([*self._context(n_ctx)]), self.result])
+
+    def _refresh(self):
+        choice = {name: self.inputs[name].value for name in ("model", "quantization", "n_ctx")}
+        self.shown = speed_view(choice, self.computers[self.inputs["computer"].value])
+        self.result.value = self.shown["result"]

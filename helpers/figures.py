@@ -70,7 +70,8 @@ HATCH = (
 
 def page(*pieces):
     """Pieces of HTML with the kit's style, ready for `ipywidgets.HTML` or `IPython.display.HTML`."""
-    return f'{STYLE}<div class="kit">{"".join(pieces)}</div>'
+    content = "".join(pieces)
+    return f'{STYLE}<div class="kit">{units.printable(content, len(content))}</div>'
 
 
 def sentence_html(verdict):
@@ -213,7 +214,7 @@ def arithmetic_html(spec, quantization, settings):
 
 def code_html(pieces):
     """Named pieces of code or commands, ready to copy: `pieces` is a list of (title, text)."""
-    return "".join(f"<h4>{html.escape(title)}</h4><pre>{html.escape(text)}</pre>" for title, text in pieces)
+    return "".join(f"<h4>{html.escape(title)}</h4><pre>{html.escape(units.printable(text))}</pre>" for title, text in pieces)
 
 
 def reasons_html(verdict, estimate):
@@ -226,7 +227,7 @@ def answer_html(text, status):
     """A model's answer as plain text (whatever it contains), with a line about how it went."""
     return page(
         '<div role="log" aria-live="polite" style="white-space:pre-wrap;font-size:15px;min-height:60px;'
-        f'padding:8px 12px;border-left:8px solid #0072B2;background:#f2f7fb;color:#1b1b1b">{html.escape(text)}</div>'
+        f'padding:8px 12px;border-left:8px solid #0072B2;background:#f2f7fb;color:#1b1b1b">{html.escape(units.printable(text))}</div>'
         f'<p class="note">{html.escape(status)}</p>'
     )
 
@@ -234,8 +235,8 @@ def answer_html(text, status):
 def error_html(error):
     """An error that a person can read, where the result would have been."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__
-    paper, ink = VERDICT_COLOURS["no"]
-    return page(f'<div class="sentence" role="alert" style="background:{paper};color:{ink}">{html.escape(text)}</div>')
+    text, (paper, ink) = html.escape(units.printable(text, 5_000)), VERDICT_COLOURS["no"]
+    return page(f'<div class="sentence" role="alert" style="background:{paper};color:{ink}">{text}</div>')
 
 
 def compare_figure(columns, title="Predicted, reserved, resident"):
@@ -283,34 +284,8 @@ def compare_table_html(columns):
     return page(f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>")
 
 
-def context_figure(specs, quantization, machine, contexts=fit.CONTEXTS, **settings):
-    """Memory against context length for several models (plotly, log axes), with the machine's free memory as a line."""
-    go = need("plotly.graph_objects", "draw this figure")
-    figure = go.Figure()
-    dashes, marks = ("solid", "dash", "dot", "dashdot"), ("circle", "square", "diamond", "x")
-    palette = [COLOURS[part] for part in ("weights", "kv", "compute", "output", "repacked")]
-    for index, spec in enumerate(specs):
-        totals = [memory.estimate(spec, quantization, n_ctx=n, **settings).total_bytes / units.GIB for n in contexts]
-        figure.add_scatter(
-            x=list(contexts), y=totals, name=html.escape(spec.title or spec.name), mode="lines+markers",
-            line_dash=dashes[index % 4], marker_symbol=marks[index % 4], line_color=palette[index % 5],
-            hovertemplate="%{x:,} tokens: %{y:.2f} GiB<extra>%{fullData.name}</extra>",
-        )  # fmt: skip
-    free = machine.ram_available_bytes  # a trace, because plotly misplaces horizontal lines on a log axis
-    figure.add_scatter(
-        x=list(contexts), y=[free / units.GIB] * len(contexts), name=f"free here: {units.show(free)}", mode="lines",
-        line={"color": "#1b1b1b", "dash": "longdash", "width": 3}, hoverinfo="name",
-    )  # fmt: skip
-    ticks = [_short(n) for n in contexts]
-    figure.update_xaxes(type="log", title="context (tokens)", tickvals=list(contexts), ticktext=ticks)
-    figure.update_yaxes(type="log", title="memory needed (GiB)")
-    title = f"Memory against context, {html.escape(memory.quantization_name(quantization))}"
-    figure.update_layout(template="plotly_white", height=430, font_size=14, title=title)
-    return _as_data(figure) if sys.platform == "emscripten" else figure
-
-
 def context_table_html(specs, quantization, contexts=fit.CONTEXTS, **settings):
-    """The numbers of `context_figure` as a table."""
+    """Memory against context for several models, as a table."""
     head = "".join(f'<th scope="col">{_short(n)}</th>' for n in contexts)
     rows = []
     for spec in specs:

@@ -59,7 +59,7 @@ class Verdict:
 
     def __str__(self):
         lines = [f"{SIGNS[self.status]} {self.sentence}", *(f"  {reason}" for reason in self.reasons)]
-        return "\n".join([*lines, *(f"  lever: {lever}" for lever in self.levers[:3])])
+        return units.printable("\n".join([*lines, *(f"  lever: {lever}" for lever in self.levers[:3])]))
 
     def _repr_html_(self):
         return f"<pre>{html.escape(str(self))}</pre>"
@@ -330,7 +330,7 @@ class Choice:
     reasons: tuple[str, ...]
 
     def __str__(self):
-        return f"{self.spec.title}, {self.quantization}: {'; '.join(self.reasons)}"
+        return units.printable(f"{self.spec.title}, {self.quantization}: {'; '.join(self.reasons)}", 2000)
 
     def _repr_html_(self):
         return f"<p>{html.escape(str(self))}</p>"

@@ -24,6 +24,7 @@ from .architectures import ModelSpec
 MAX_KEYS = 4_096  # published files have below 100
 MAX_TENSORS = 16_384  # published files have below 3,000
 MAX_NAME_BYTES = 65_535  # the format's own limit for keys
+MAX_FAMILY_CHARACTERS = 64  # llama.cpp's longest name of an architecture has below 30
 MAX_HEADER_BYTES = 48 * units.MIB  # bytes really looked at; the largest vocabularies need below 20 MiB
 MAX_SLOW_STEPS = 300_000  # strings stepped over one by one; real vocabularies need next to none
 MAX_KEPT_BYTES = 24 * units.MIB  # memory for names and values
@@ -622,6 +623,11 @@ def _spec(header):
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or f"{architecture}.block_count" not in metadata:
         raise GGUFError(_no_model(header, architecture))
+    if not architecture.isprintable() or len(architecture) > MAX_FAMILY_CHARACTERS:  # it stands in many sentences
+        raise GGUFError(
+            f"its architecture is {_quote(architecture)}, which is no name of one (printable, at most "
+            f"{MAX_FAMILY_CHARACTERS} characters). {ELSEWHERE}"
+        )
     keys = _Keys(metadata, architecture)
     names = header.tensor_types
     n_layer = keys.number("block_count", least=1)

@@ -6,7 +6,7 @@ import html
 import itertools
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from . import architectures, formats, mixes, planner, units
 
@@ -14,6 +14,11 @@ PARTS = ("weights", "vision", "kv", "compute", "output", "overhead", "repacked")
 # Measured as resident memory of a llama-cpp-python process: see "overhead" in `overhead_bytes`.
 PROCESS_BYTES = 43 * units.MB
 VOCABULARY_BYTES_PER_TOKEN = {"bpe": 370, "spm": 165}
+# Resident memory of the process that `runner` starts, by `tests/bench_resident.py`: Python, numpy, llama_cpp.
+LIBRARY_FILE_BYTES = 23 * units.MB
+PYTHON_ANONYMOUS_BYTES = 23 * units.MB
+FIRST_ANSWER_BYTES = 2_500_000  # stacks of the threads, the graph, the sampler: touched by the first token
+CANDIDATE_BYTES = 12  # of each word of the vocabulary, among which the sampler chooses (llama_token_data)
 GPU_DRIVER_BYTES = 330 * units.MIB
 GPU_DRIVER_BAND = "153 to 456 MiB published for NVIDIA and AMD cards, none for Apple's"
 
@@ -189,7 +194,7 @@ class Estimate:
         lines = [f"{self.name}  [{self.source}]"]
         lines += [f"  {part:<10}{units.show(n, 2):>12}" for part, n in self.parts().items() if n]
         lines += [f"  {'total':<10}{units.show(self.total_bytes, 2):>12}"]
-        return "\n".join([*lines, *(f"  note: {text}" for text in self.assumptions)])
+        return units.printable("\n".join([*lines, *(f"  note: {text}" for text in self.assumptions)]))
 
     def _repr_html_(self):
         return f"<pre>{html.escape(str(self))}</pre>"
@@ -589,6 +594,131 @@ def _repacked_tensor_bytes(tensor, type_name, kind, tied):
         return n_bytes + AMX_EXTRA[type_name] * (width // formats.block_type(type_name).block_length) * rows
     table = REPACKED["avx512" if kind == "amx" else kind]
     return n_bytes if type_name in table and rows % 8 == 0 else 0
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Bytes that a model's process really holds in RAM, by the closed form.
+
+    `file` are pages of files (mapped weights, libraries), which the system may drop and read again; `anonymous` are
+    all others. Both map a part's name to its bytes.
+    """
+
+    file: dict
+    anonymous: dict
+
+    @property
+    def file_bytes(self):
+        return sum(self.file.values())
+
+    @property
+    def anonymous_bytes(self):
+        return sum(self.anonymous.values())
+
+    @property
+    def total_bytes(self):
+        return self.file_bytes + self.anonymous_bytes
+
+    def __str__(self):
+        rows = [(f"file: {part}", n) for part, n in self.file.items()]
+        rows += [(f"anonymous: {part}", n) for part, n in self.anonymous.items()]
+        return "\n".join(f"{name:<24}{units.show(n):>12}" for name, n in [*rows, ("total", self.total_bytes)] if n)
+
+
+def resident(estimate, n_prompt=0, n_answer=0, use_mmap=True):
+    """Bytes of RAM that the process of a loaded model really holds: a `Resident`.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        From `estimate`, for the processor alone.
+    n_prompt, n_answer : int
+        Tokens of the longest question so far, and of its answer; 0 and 0: loaded, and nothing asked yet.
+    use_mmap : bool
+        Weights are mapped (file pages), or copied (anonymous).
+
+    Raises
+    ------
+    ValueError
+        For layers on a GPU, a shape that is not known, or more tokens than the context holds.
+
+    Notes
+    -----
+    Reserved is not resident: a page counts once it was touched. Weights are touched while loading, and so is the whole
+    cache, which llama.cpp fills with zeros. The compute buffer is planned for `n_ubatch` tokens and a full cache;
+    touched is about what the same plan needs for the tokens that came at once and the cells in use (multiples of 256).
+
+    file = mapped weights + libraries. anonymous = Python + vocabulary + cache + output + repacked copies + compute in
+    use + work (the inputs of a matrix product, quantized: 34/32 bytes x tokens at once x the widest of them) + what the
+    first answer takes (2.5 MB + 12 bytes x vocabulary).
+
+    *When it misleads*: memory that is short shrinks the file pages. Processes that map the same file share its pages,
+    and each counts them. Measured on Linux; without flash attention, or with an `n_ubatch` just above the prompt's
+    length, the compute in use is up to a fifth larger. The constants are those of Python with llama-cpp-python.
+
+    Source: measured by `tests/bench_resident.py`; the constants come from one model, the errors from all others.
+
+    Examples
+    --------
+    >>> from helpers import models
+    >>> needs = estimate(models.get("tinyllama-1.1b"), "Q4_0", n_ctx=2048)
+    >>> resident(needs).file == {"weights": needs.weights_bytes, "libraries": 23_000_000}
+    True
+    >>> resident(needs).anonymous["cache"] == needs.kv_bytes            # nothing was asked, and the cache is there
+    True
+    """
+    spec = estimate.spec
+    if spec is None or estimate.by_device:
+        why = "layers on a GPU" if estimate.by_device else "a shape that no formula here knows"
+        raise ValueError(f"{estimate.name} has {why}; what becomes resident is known for the processor alone.")
+    settings = Settings(**estimate.settings)
+    n_tokens = n_prompt + n_answer
+    n_ctx = settings.resolve(spec).n_ctx_seq
+    if n_prompt < 0 or n_answer < 0 or n_tokens > n_ctx:
+        raise ValueError(f"{n_prompt} + {n_answer} tokens do not go into a context of {n_ctx}. Give fewer.")
+    copied = 0 if use_mmap else estimate.weights_bytes - _moved_bytes(spec, estimate.quantization, settings.repack)
+    at_once = min(n_prompt or n_answer, settings.n_ubatch, settings.n_batch)
+    return Resident(
+        {"weights": estimate.weights_bytes if use_mmap else 0, "libraries": LIBRARY_FILE_BYTES},
+        {
+            "weights": copied,
+            "python": PYTHON_ANONYMOUS_BYTES,
+            "vocabulary": _vocabulary_bytes_per_token(spec) * spec.n_vocab,
+            "cache": estimate.kv_bytes,
+            "output": estimate.output_bytes,
+            "vision": estimate.vision_bytes,
+            "repacked": estimate.repacked_bytes,
+            "compute": _compute_in_use(spec, settings, at_once, n_tokens) if n_tokens else 0,
+            "first answer": FIRST_ANSWER_BYTES + CANDIDATE_BYTES * spec.n_vocab if n_tokens else 0,
+        },
+    )
+
+
+def _compute_in_use(spec, settings, at_once, n_tokens):
+    """Bytes of the plan for `at_once` tokens with `n_tokens` in the cache, and of the work beside the buffer."""
+    resolved = settings.resolve(spec)
+    cells = min(units.pad(n_tokens, 256), resolved.n_ctx_seq)
+    now = replace(
+        settings, n_ctx=cells, n_batch=at_once, n_ubatch=at_once, n_parallel=1, kv_unified=False, n_outputs_max=1
+    )
+    planned = replace(now.resolve(spec), window_cells=min(cells, resolved.window_cells))
+    widest = max(
+        spec.n_embd, spec.n_ff, spec.n_head * spec.n_embd_head_k, spec.n_expert_used * (spec.n_ff_exp or spec.n_ff)
+    )
+    return planner.plan(spec, now, planned).n_bytes + formats.row_bytes("Q8_0", units.pad(widest, 32)) * at_once
+
+
+def _moved_bytes(spec, quantization, repack):
+    """Bytes of the weights whose first form a repacking build does not keep when the file is not mapped."""
+    if not repack or isinstance(quantization, int):
+        return 0
+    kind = "avx2" if repack is True else repack
+    types = quantization if isinstance(quantization, Mapping) else mixes.tensor_types(spec, quantization)
+    return sum(
+        formats.tensor_bytes(types[tensor.name], tensor.shape)
+        for tensor in architectures.tensors(spec)
+        if tensor.name != "token_embd.weight" and _repacked_tensor_bytes(tensor, types[tensor.name], kind, spec.tied)
+    )
 
 
 def _gpu_notes(settings):

@@ -2,7 +2,14 @@
 
 import importlib
 
-INSTALL = {"pynvml": "nvidia-ml-py", "llama_cpp": "llama-cpp-python", "huggingface_hub": "huggingface-hub"}
+INSTALL = {
+    "faiss": "faiss-cpu",
+    "huggingface_hub": "huggingface-hub",
+    "llama_cpp": "llama-cpp-python",
+    "plotly.graph_objects": "plotly",
+    "pynvml": "nvidia-ml-py",
+    "tqdm.auto": "tqdm",
+}
 
 
 class MissingPackage(ImportError):

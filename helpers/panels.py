@@ -526,3 +526,36 @@ def offload_panel(machine=None, model="llama-3.1-8b", quantization="Q4_K_M", n_c
         Where to start.
     """
     return explore.Offload(machine or hardware.detect(), model, quantization, n_ctx).box
+
+
+def speed_panel(computers, model="llama-3.1-8b", quantization="Q4_K_M", n_ctx=8192):
+    """The predicted speed of a model, and what its time goes into (an `ipywidgets.VBox`).
+
+    Parameters
+    ----------
+    computers : dict
+        Names of computers, the first one chosen; each value holds keywords of `speed.predict` that describe it, such
+        as {"where": speed.calibrate()}.
+    model, quantization, n_ctx
+        Where to start; `n_ctx` counts the tokens that are in the context.
+    """
+    return explore.Speed(computers, model, quantization, n_ctx).box
+
+
+def all_panels(machine=None):
+    """The five panels for one machine behind tabs (an `ipywidgets.Tab`): what the app without code shows.
+
+    Parameters
+    ----------
+    machine : hardware.Machine, optional
+        The computer to judge by; found out when left out.
+    """
+    machine = machine or hardware.detect()
+    shown = {
+        "Will it fit?": fit_panel(machine),
+        "Every model": compare_panel(machine),
+        "Context": context_panel(machine),
+        "A model of your own": design_panel(),
+        "Two memories": offload_panel(machine),
+    }
+    return need("ipywidgets", "show the panels").Tab(list(shown.values()), titles=list(shown))

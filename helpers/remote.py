@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit
 
 from . import download, units
-from .need import need
 
 SCHEMES = ("http://", "https://", "hf://")
 HUB_NAME = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)")
@@ -62,7 +61,7 @@ class Source:
     """
 
     def __init__(self, address, limits=None, progress=True):
-        self._hub = need("huggingface_hub", "read a file on the web")
+        self._hub = download.client("read a file on the web")
         self.limits, self.progress = limits or Limits(), progress
         self._url = self._asked_url = _resolve(address)
         self.shown = show_address(self._asked_url)

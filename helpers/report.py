@@ -11,7 +11,7 @@ from pathlib import Path
 
 import helpers
 
-from . import check, commands, figures, fit, memory, progress
+from . import check, commands, figures, fit, memory, progress, units
 
 DAYS_A_MONTH = 30
 MILLION = 1_000_000
@@ -170,6 +170,7 @@ def document(
     why="",
     recommended=(),
     measurements=None,
+    estimates=None,
     cloud=None,
     predictions=None,
     exercises=None,
@@ -186,6 +187,8 @@ def document(
         Alternatives.
     measurements : dict
         Words -> value, what was measured on this machine; None takes what the record has.
+    estimates : dict
+        Words -> value, what was predicted or published by others; the words say which.
     cloud : Cost
     predictions : sequence of check.Prediction
         None takes those of the record.
@@ -205,6 +208,7 @@ def document(
         ("What would help", _lines(verdict.levers, "No lever saves memory here.")),
         ("Alternatives", _lines(recommended, "None were asked for.")),
         ("Measured on this computer", _measured(measurements)),
+        ("Predicted, or published by others", _lines(_pairs(estimates), "Nothing; lessons 09 and 10 show how.")),
         ("The cost", _cost(cloud)),
         ("Privacy", f"<p>{escape(PRIVACY)}</p>"),
         ("Predictions and what came out", predictions_table(predictions)),
@@ -212,6 +216,7 @@ def document(
         ("How to start it", figures.page(figures.code_html(_commands(needs)))),
     )
     body = "".join(f"<h2>{escape(name)}</h2>{content}" for name, content in parts)
+    body = units.printable(body, len(body))
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(_text(title))}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -222,7 +227,7 @@ def document(
 
 def _text(words):
     """The learner's words; nothing where a blank is left."""
-    return "" if check.is_blank(words) else str(words)
+    return "" if check.is_blank(words) else units.printable(words)
 
 
 def _byline(author):
@@ -275,8 +280,11 @@ def _lines(things, otherwise):
 
 
 def _measured(measurements):
-    lines = [f"{words}: {value}" for words, value in (measurements or {}).items()]
-    return _lines(lines, "Nothing yet; lesson 08 measures.")
+    return _lines(_pairs(measurements), "Nothing yet; lesson 08 measures.")
+
+
+def _pairs(facts):
+    return [f"{words}: {value}" for words, value in (facts or {}).items()]
 
 
 def _cost(cloud):

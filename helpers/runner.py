@@ -6,11 +6,13 @@ llama.cpp may crash or run out of memory; then the child ends and the learner's 
 import contextlib
 import html
 import itertools
+import json
 import math
 import mmap
 import numbers
 import os
 import re
+import sys
 import threading
 import time
 import weakref
@@ -29,6 +31,9 @@ SAMPLE_EVERY_S = 0.02
 SHOW_BAR_AFTER_S = 2.0
 BUSY_AFTER_S = 1.0
 STOP_WITHIN_S = 10.0
+SCHEMA_CHARACTERS = 20_000  # longer schemas, and counts above the next line, make grammars that take minutes to build
+SCHEMA_COUNT = 500
+SCHEMA_DEPTH = 32
 BUFFER = re.compile(r"(\S+) +(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
 PARTS = {
     "model": "weights_bytes",
@@ -44,14 +49,20 @@ ADVICE = {
     "SIGILL": "Reinstall llama-cpp-python on this very machine.",
 }
 AGAIN = "The notebook is unharmed; model.reload() loads it again."
-_models = weakref.WeakSet()
+CLAIM = re.compile(r"--holds=(\d{1,18})\+(\d{1,18})@(\S+)")
+AMX = (
+    "This processor has AMX, where llama.cpp's second, rearranged copy of the weights crashes: here models are loaded "
+    "without it (repack=False). This is said once."
+)
+_models, _started = weakref.WeakSet(), weakref.WeakSet()
+_said = set()
 
 
 class LoadError(RuntimeError):
     """A model file that could not be loaded; `.log` holds the last lines that llama.cpp printed."""
 
     def __init__(self, text, log=""):
-        super().__init__(text)
+        super().__init__(units.printable(text))
         self.log = log
 
 
@@ -59,7 +70,7 @@ class WontFit(MemoryError):
     """A load refused beforehand, because the memory is not there; `.verdict` has the numbers."""
 
     def __init__(self, text, verdict=None):
-        super().__init__(text)
+        super().__init__(units.printable(text))
         self.verdict = verdict
 
 
@@ -67,7 +78,7 @@ class ModelDied(RuntimeError):
     """The model's process ended by itself; `.partial_text` is what it had answered, `.log` its last lines."""
 
     def __init__(self, text, partial_text="", log=""):
-        super().__init__(text)
+        super().__init__(units.printable(text))
         self.partial_text, self.log = partial_text, log
 
 
@@ -158,11 +169,12 @@ class Answer:
         )
 
     def __str__(self):
-        return "\n".join([self.text, f"[{self.measured()}]", *(f"Note: {note}" for note in self.notes)])
+        lines = [self.text, f"[{self.measured()}]", *(f"Note: {note}" for note in self.notes)]
+        return "\n".join(map(units.printable, lines))
 
     def _repr_html_(self):
-        notes = "".join(f"<p>Note: {html.escape(note)}</p>" for note in self.notes)
-        text = f'<div style="white-space: pre-wrap">{html.escape(self.text)}</div>'
+        notes = "".join(f"<p>Note: {html.escape(units.printable(note))}</p>" for note in self.notes)
+        text = f'<div style="white-space: pre-wrap">{html.escape(units.printable(self.text))}</div>'
         return f"{text}<p><small>{html.escape(self.measured())}</small></p>{notes}"
 
 
@@ -182,6 +194,7 @@ def load(
     force=False,
     progress=True,
     machine=None,
+    embeds_only=False,
 ):
     """Load a GGUF file into a child process, after asking whether it fits.
 
@@ -206,7 +219,10 @@ def load(
     progress : bool or callable
         A bar when it takes over 2 s; or a function called with a number from 0 to 1.
     machine : Machine, optional
-        The machine to judge by; default: this one.
+        The machine to judge by; default: this one, less what models that other notebooks (or this one) have loaded or
+        are loading will still take.
+    embeds_only : bool
+        Also take an embedding model, which has `embed` and cannot answer.
 
     Returns
     -------
@@ -233,12 +249,18 @@ def load(
         "repack": bool(repack),
         "use_mmap": bool(use_mmap),
     }
-    return Model(path, settings, seed=seed, force=force, progress=progress, machine=machine)
+    options = {"force": force, "progress": progress, "machine": machine, "embeds_only": bool(embeds_only)}
+    return Model(path, settings, seed=seed, **options)
 
 
 def loaded():
     """The models that live in a child process of this notebook now."""
     return [model for model in _models if model.alive]
+
+
+def running():
+    """As `loaded`, with those that are still loading: what a meter of memory looks at."""
+    return [model for model in _started.copy() if model.alive]
 
 
 class Model:
@@ -248,14 +270,15 @@ class Model:
     predicted beforehand. `load_seconds`: time inside llama.cpp. `log`: its last lines.
     """
 
-    def __init__(self, path, settings, seed=None, force=False, progress=True, machine=None):
+    def __init__(self, path, settings, seed=None, force=False, progress=True, machine=None, embeds_only=False):
         self.path = Path(path).expanduser()
         self._asked = dict(settings)
         self._seed = _whole("seed", seed, 0, 2**32 - 1) if seed is not None else None
-        self._options = {"force": force, "progress": progress, "machine": machine}
+        self._options = {"force": force, "progress": progress, "machine": machine, "embeds_only": embeds_only}
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
         self._child, self._closed, self._death, self._latest = None, False, None, None
+        _started.add(self)
         self._load()
         _models.add(self)
 
@@ -267,7 +290,7 @@ class Model:
 
     def __repr__(self):
         state = "closed" if self._closed else "ready" if self.alive else "its process has ended"
-        return f"<Model {self.path.name}: {state}, {self.settings['n_ctx']} tokens of context>"
+        return f"<Model {units.printable(self.path.name, 200)}: {state}, {self.settings['n_ctx']} tokens of context>"
 
     @property
     def alive(self):
@@ -275,9 +298,14 @@ class Model:
         return self._child is not None and self._child.alive
 
     @property
+    def pid(self):
+        """The number of the model's process; None before it was started."""
+        return self._child.pid if self._child else None
+
+    @property
     def log(self):
         """The last lines that llama.cpp printed."""
-        return self._child.log_tail() if self._child else ""
+        return units.printable(self._child.log_tail()) if self._child else ""
 
     def ask(
         self,
@@ -290,6 +318,7 @@ class Model:
         seed=None,
         stream=None,
         history=None,
+        schema=None,
     ):
         """Put a question in the model's own chat format.
 
@@ -307,6 +336,9 @@ class Model:
             True prints the pieces as they come; a function is called with each piece.
         history : sequence of {"role": ..., "content": ...}
             What was said before, for instance `answer.history`.
+        schema : dict, optional
+            A JSON schema. The model may then write only what goes on towards JSON of that form: the form is forced,
+            the content is not. An answer cut off by `max_tokens` is no whole JSON; `work.extract` checks that.
 
         Returns
         -------
@@ -314,7 +346,8 @@ class Model:
             Ctrl-C ends the answer early (`finish_reason` "cancelled"); the model stays usable.
         """
         messages = _messages(prompt, system, history)
-        answer = self._generate({"messages": messages}, max_tokens, temperature, top_p, top_k, seed, stream)
+        request = {"messages": messages} if schema is None else {"messages": messages, "schema": _schema_text(schema)}
+        answer = self._generate(request, max_tokens, temperature, top_p, top_k, seed, stream)
         return replace(answer, history=(*messages, {"role": "assistant", "content": answer.text}))
 
     def complete(self, text, max_tokens=256, temperature=0.7, top_p=0.95, top_k=40, seed=None, stream=None):
@@ -332,10 +365,61 @@ class Model:
         """The tokens of `text` as (id, text) pairs, the start token included where the model wants one."""
         return [tuple(pair) for pair in self._call({"do": "tokenize", "text": _text("text", text)})["tokens"]]
 
+    def count_tokens(self, texts):
+        """How many tokens each of these texts has, as a list; for one text, a number."""
+        if isinstance(texts, str):
+            return self.count_tokens([texts])[0]
+        return self._call({"do": "count", "texts": [_text("texts", text) for text in texts]})["counts"]
+
+    def embed(self, texts, progress=None):
+        """Vectors that stand for texts: one row per text, each of length 1 (an array of float32).
+
+        Parameters
+        ----------
+        texts : sequence of str
+            Each of at most 256 tokens.
+        progress : callable, optional
+            Called with the number of texts done so far.
+
+        Notes
+        -----
+        The mean of the last layer over the text's tokens, or what an embedding model's file asks for. The first call
+        sets aside memory for a second context.
+
+        *When it misleads*: a chat model was not trained to put texts of like meaning side by side; `rag.measure` counts
+        how often it does. Ctrl-C ends it with `KeyboardInterrupt`; the model stays usable.
+        """
+        import numpy as np
+
+        texts = [_text("texts", text) for text in texts]
+        request, rows = {"do": "embed", "texts": texts, "id": next(self._ids)}, []
+        with self._one_at_a_time():
+            try:
+                for message in self._conversation(request):
+                    if "vector" in message:
+                        rows.append(message["vector"])
+                        (progress or _ignore)(len(rows))
+            except ChildDied as death:
+                raise self._died(death) from None
+            except BaseException:
+                self.cancel()
+                raise
+        vectors = np.array(rows, dtype=np.float32).reshape(len(rows), -1)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
     def memory(self):
         """What the model's process holds in RAM now: a `Memory`."""
         self._must_live()
         return memory_of(self._child.pid)
+
+    def expects(self, n_prompt=0, n_answer=0):
+        """What its process should hold in RAM after so many tokens, by the formula: a `memory.Resident`.
+
+        Raises `ValueError` where no formula knows that: layers on a GPU, an unknown family.
+        """
+        from . import memory
+
+        return memory.resident(self.estimate, n_prompt, n_answer, use_mmap=self._asked["use_mmap"])
 
     def cancel(self):
         """End the running answer early, from another thread (a Stop button); nothing happens when none is running."""
@@ -356,12 +440,21 @@ class Model:
         return self
 
     def _load(self):
-        self.estimate, self.verdict = _guard(self.path, self._asked, **_only(self._options, "force", "machine"))
+        options = _only(self._options, "force", "machine")
+        self.estimate = _needs(self.path, self._asked, progress=self._options["progress"], **options)
+        claim = Claim.of(self.path, self.estimate, self._asked["use_mmap"])
         spin = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT)}
-        self._child, self._closed, self._death = Child(CHILD, env=spin), False, None
+        child = Child(CHILD, env=spin, arguments=[str(claim)])  # before the guard: of two at once, both see the elder
+        try:
+            self.verdict = _guard(self.path, self.estimate, claim, child.pid, **options)
+        except BaseException:
+            child.close()
+            raise
+        self._child, self._closed, self._death = child, False, None
         progress = _Progress(self.path.name, self._options["progress"])
         try:
-            facts = self._call({"do": "load", "path": str(self.path), **self._asked}, progress)
+            request = {"do": "load", "path": str(self.path), "embeds_only": self._options["embeds_only"]}
+            facts = self._call({**request, **self._asked}, progress)
         except BaseException:
             self.close()
             raise
@@ -481,7 +574,7 @@ class Model:
         raise ModelDied(f"{self.path.name}: {self._death} {AGAIN}", "".join(pieces), self.log)
 
     def _refusal(self, message):
-        name, text = self.path.name, message["error"].strip()
+        name, text = units.printable(self.path.name, 200), units.printable(message["error"].strip(), 2000)
         if message["kind"] == "import":
             return MissingPackage(
                 f"To load a model, the package llama-cpp-python is needed and could not be imported ({text}). Install "
@@ -489,6 +582,11 @@ class Model:
             )
         if message["kind"] == "load":
             return LoadError(_why_not_loaded(name, text), self.log)
+        if message["kind"] == "schema":
+            return ValueError(
+                f"llama.cpp cannot make a grammar of this JSON schema ({text}). Use objects, arrays, enum, and the "
+                "types string, integer, number, boolean; no double quotes or backslashes in names and choices."
+            )
         if message["kind"] == "template":
             return ValueError(f"The chat template of {name} refuses these messages: {text}")
         if message["kind"] == "value":
@@ -558,9 +656,85 @@ def parse_reserved(log):
     return Reserved(**parts, by_buffer=by_buffer)
 
 
-def _guard(path, settings, force, machine):
-    """(the estimate, the verdict), or `WontFit`."""
-    from . import fit, gguf, hardware, memory
+@dataclass(frozen=True)
+class Claim:
+    """What a model's process will hold in RAM at most, in bytes, written on its command line for other notebooks.
+
+    `own_bytes` nobody else can use; `file_bytes` are pages of `file` (device:inode), which models of one file share.
+    The list of processes is the register: it needs no lock, and what a dead process claimed is gone with it.
+
+    >>> Claim.read(str(Claim(1000, 98041856, "8:21")))
+    Claim(own_bytes=1000, file_bytes=98041856, file='8:21')
+    """
+
+    own_bytes: int
+    file_bytes: int
+    file: str
+
+    @classmethod
+    def of(cls, path, estimate, use_mmap):
+        parts = estimate.by_device.get("cpu") or estimate.parts()
+        stat, mapped = path.stat(), parts["weights"] if use_mmap else 0
+        return cls(sum(parts.values()) - mapped, mapped, f"{stat.st_dev}:{stat.st_ino}")
+
+    @classmethod
+    def read(cls, argument):
+        found = CLAIM.fullmatch(argument)
+        return cls(int(found[1]), int(found[2]), found[3]) if found else None
+
+    def __str__(self):
+        return f"--holds={self.own_bytes}+{self.file_bytes}@{self.file}"
+
+    def still_to_come(self, held_bytes, beside=None):
+        """Bytes that count as free and that this model will use; pages that a model `beside` it shares count once."""
+        shared = beside and beside.file == self.file and min(beside.file_bytes, self.file_bytes)
+        return max(self.own_bytes - held_bytes, 0) + self.file_bytes - (shared or 0)
+
+
+def _claimed_by_others(claim, pid, same_group):
+    """(bytes, models): what models that started before process `pid` will still take from what is free now.
+
+    `same_group`: only those in the same control group, because its limit is what binds.
+    """
+    psutil = need("psutil", "see which models other notebooks have loaded")
+    total, count, ours = 0, 0, psutil.Process(pid)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            arguments = process.cmdline()
+            other = Claim.read(arguments[-1]) if CHILD in arguments else None
+            elder = (process.create_time(), process.pid) < (ours.create_time(), pid)
+            if other and elder and not (same_group and _group(process.pid) != _group(pid)):
+                total += other.still_to_come(memory_of(process.pid).anonymous_bytes, beside=claim)
+                count += 1
+    return total, count
+
+
+def _group(pid):
+    return Path(f"/proc/{pid}/cgroup").read_text()
+
+
+def _machine_left(claim, pid):
+    """(this machine with what other models leave of it, a sentence about them or "")."""
+    from . import hardware
+
+    same_group = hardware.detect().ram_available_bytes.source.startswith("cgroup")
+    try:  # before looking at what is free: a model that grows in between is counted twice rather than not at all
+        taken, count = _claimed_by_others(claim, pid, same_group)
+    except MissingPackage:
+        taken = 0
+    machine = hardware.detect()
+    if not taken:
+        return machine, ""
+    free = machine.ram_available_bytes
+    who = "1 other loaded model" if count == 1 else f"{count} other loaded models"
+    left = hardware.Reading(max(free - taken, 0), f"{free.source}, less {units.show(taken)} for {who}")
+    said = f"{units.show(taken)} of what is free now will be used by {who}, here or in other notebooks: close() them."
+    return replace(machine, ram_available_bytes=left), said
+
+
+def _needs(path, settings, force, machine, progress):
+    """What the file at these settings needs, by the formula; `LoadError` for what no memory would help."""
+    from . import gguf, hardware, memory
 
     machine = machine or hardware.detect()
     asked = {name: value for name, value in settings.items() if name in memory.Settings.__dataclass_fields__}
@@ -577,16 +751,29 @@ def _guard(path, settings, force, machine):
         chosen.resolve(header.spec)
     except gguf.GGUFError as error:
         raise LoadError(str(error)) from None
-    estimate = _predict(path, header, asked)
+    if machine.repack == "amx" and not settings["repack"] and progress is True and AMX not in _said:
+        _said.add(AMX)
+        print(AMX, file=sys.stderr)
+    return _predict(path, header, asked)
+
+
+def _guard(path, estimate, claim, pid, force, machine):
+    """The verdict, or `WontFit`."""
+    from . import fit
+
+    machine, others = (machine, "") if machine else _machine_left(claim, pid)
     try:
         verdict = fit.verdict(estimate, machine)
     except ValueError:  # the levers know fewer families than llama.cpp does
         verdict = fit.judge(estimate, machine)
+    verdict = replace(verdict, reasons=tuple(filter(None, (*verdict.reasons, others))))
     if verdict.status == "no" and not force:
+        sum_of = " + ".join(f"{part} {units.show(n)}" for part, n in estimate.parts().items() if n)
         helps = "; ".join(f"{lever.name} saves {units.show(lever.saved_bytes)}" for lever in verdict.levers[:3])
-        texts = [f"{path.name} was not loaded.", verdict.sentence, *verdict.reasons, helps and f"What helps: {helps}."]
+        texts = [f"{path.name} was not loaded.", verdict.sentence, f"({sum_of}.)", *verdict.reasons]
+        texts += [helps and f"What helps: {helps}."]
         raise WontFit(" ".join([*filter(None, texts), "Pass force=True to try anyway."]), verdict)
-    return estimate, verdict
+    return verdict
 
 
 def _predict(path, header, asked):
@@ -702,6 +889,42 @@ def _checked_messages(messages):
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
+def _schema_text(schema):
+    """The schema as JSON text, without what makes llama.cpp build a grammar of millions of rules."""
+    if not isinstance(schema, dict):
+        raise TypeError(f'schema is {schema!r}; it must be a JSON schema, for instance {{"type": "string"}}.')
+    _check_counts(schema)
+    try:
+        text = json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The schema cannot be written as JSON: {error}.") from None
+    if len(text) > SCHEMA_CHARACTERS:
+        raise ValueError(f"The schema has {len(text):,} characters; at most {SCHEMA_CHARACTERS:,} can be used.")
+    return text
+
+
+def _check_counts(part, depth=0):
+    if depth > SCHEMA_DEPTH:
+        raise ValueError(f"The schema is nested more than {SCHEMA_DEPTH} levels deep. Ask for something flatter.")
+    if isinstance(part, dict):
+        for name in ("minItems", "maxItems", "minLength", "maxLength"):
+            if isinstance(part.get(name, 0), numbers.Number):
+                _check_count(f"{name} is", part.get(name, 0))
+        if isinstance(part.get("pattern"), str):
+            for count in re.findall(r"\d+", " ".join(re.findall(r"\{([^}]*)\}", part["pattern"]))):
+                _check_count(f"the pattern {part['pattern']!r} repeats", float(count))
+        ref = part.get("$ref")
+        if isinstance(ref, str) and not ref.startswith("#/"):
+            raise ValueError(f'The schema refers to {ref!r}; it may refer to parts of itself only ("#/$defs/...").')
+    for inner in part.values() if isinstance(part, dict) else part if isinstance(part, (list, tuple)) else ():
+        _check_counts(inner, depth + 1)
+
+
+def _check_count(where, count):
+    if not 0 <= count <= SCHEMA_COUNT:
+        raise ValueError(f"In the schema {where} {count:g}; it must be from 0 to {SCHEMA_COUNT}.")
+
+
 def _text(name, value):
     if not isinstance(value, str):
         raise TypeError(f"{name} is {value!r}; it must be text.")
@@ -729,7 +952,7 @@ def _only(options, *names):
 
 
 def _print_piece(piece):
-    print(piece, end="", flush=True)
+    print(units.printable(piece), end="", flush=True)
 
 
 def _ignore(piece):

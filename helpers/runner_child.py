@@ -4,19 +4,20 @@ Every request carries an id, and so does every message about it; the last one ha
 """
 
 import codecs
-import contextlib
 import ctypes
 import random
 import signal
 import sys
 import time
 import traceback
-from pathlib import Path
 
-from .child import Parent
+from .child import Child, ChildDied, Parent
 
 DEBUG, ERROR, CONTINUED = 1, 4, 5  # levels of llama.cpp's log
 PROGRESS_EVERY_S = 0.1
+TEMPLATE_WITHIN_S = 5.0  # for filling in a chat template, which takes well under a millisecond
+STARTS_WITHIN_S = 60.0  # the process for that, on a machine where thirty learners start at once
+EMBED_TOKENS = 256  # the longest text that becomes one vector; the scratch memory grows with it
 
 
 class Refused(Exception):
@@ -53,6 +54,42 @@ class Log:
         return text, errors
 
 
+class Template:
+    """A chat template in a process of its own: it is a program from the model's file, so it may try anything.
+
+    A process that took too long, or died, is replaced at the next call.
+    """
+
+    def __init__(self, source, bos, eos):
+        self.source, self.special, self._child = source, {"bos": bos, "eos": eos}, None
+        self._start()
+
+    def fill_in(self, messages):
+        """The text that the model really gets."""
+        if self._child is None or not self._child.alive:
+            self._start()
+        return self._ask({"messages": messages, **self.special}, TEMPLATE_WITHIN_S)["prompt"]
+
+    def _start(self):
+        self._child = Child("helpers.template_child")
+        self._ask({"hello": True}, STARTS_WITHIN_S)
+        self._ask({"template": self.source}, TEMPLATE_WITHIN_S)
+
+    def _ask(self, request, within_s):
+        try:
+            self._child.send(request)
+            answer = self._child.receive(within_s)
+        except TimeoutError:
+            self._child.close()
+            text = f"it did not come to an end within {within_s:.0f} s and was stopped; complete() does without it"
+            raise Refused("template", text) from None
+        except ChildDied as death:
+            raise Refused("template", f"its process ended: {death.how}; complete() does without it") from None
+        if "error" in answer:
+            raise Refused("template", answer["error"])
+        return answer
+
+
 class Model:
     """One model in llama.cpp, by its C interface: the loop below costs less than the package's own."""
 
@@ -78,8 +115,10 @@ class Model:
         self.n_ctx = llama_cpp.llama_n_ctx(self.context)
         self.n_batch = min(request["n_batch"], self.n_ctx)
         self.notes = []
-        self.formatter = self._formatter()
-        if llama_cpp.llama_model_has_encoder(self.model) or not self.memory:
+        self.template = self._template()
+        self.embedder = None
+        self.writes = bool(self.memory) and not llama_cpp.llama_model_has_encoder(self.model)
+        if not self.writes and not request["embeds_only"]:
             raise Refused("load", "it is not a model that continues text (an encoder, or an embedding model)")
 
     def _model_params(self, request):
@@ -112,18 +151,15 @@ class Model:
         params.type_v = getattr(self.lib, f"GGML_TYPE_{request['cache_type_v'].upper()}")
         return params
 
-    def _formatter(self):
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-        template = self.lib.llama_model_chat_template(self.model, None)
-        if not template:
+    def _template(self):
+        """The model's chat template, ready to be filled in; None when it has none that can be read."""
+        source = self.lib.llama_model_chat_template(self.model, None)
+        if not source:
             self.notes.append("This model has no chat template: it gets your words as they are, and continues them.")
             return None
         try:
-            return Jinja2ChatFormatter(
-                template.decode(), eos_token=self._special("eos"), bos_token=self._special("bos")
-            )
-        except Exception as error:  # a template is a program in the model's file: it may contain anything
+            return Template(source.decode(errors="replace"), self._special("bos"), self._special("eos"))
+        except Refused as error:
             self.notes.append(
                 f"This model's chat template could not be read ({error}): it gets your words as they are."
             )
@@ -143,19 +179,16 @@ class Model:
             "n_ctx_train": lib.llama_model_n_ctx_train(self.model),
             "n_params": lib.llama_model_n_params(self.model),
             "weights_bytes": lib.llama_model_size(self.model),
-            "has_template": self.formatter is not None,
+            "has_template": self.template is not None,
             "notes": self.notes,
             "engine": lib.llama_print_system_info().decode(errors="replace").strip(),
         }
 
     def render(self, messages):
         """The text that the model really gets."""
-        if self.formatter is None:
+        if self.template is None:
             return "\n\n".join(message["content"] for message in messages)
-        try:
-            return self.formatter(messages=messages).prompt
-        except Exception as error:
-            raise Refused("template", str(error)) from error
+        return self.template.fill_in(messages)
 
     def tokens(self, text):
         """Token ids; the model's start token is added unless the text begins with it already."""
@@ -180,7 +213,47 @@ class Model:
     def tokenize(self, text):
         return [(token, self.piece(token, special=True).decode(errors="replace")) for token in self.tokens(text)]
 
+    def embed(self, text, request_id):
+        """The numbers that stand for a text: the mean over its tokens, or what an embedding model asks for."""
+        lib = self.lib
+        self.embedder = self.embedder or self._embedding_context()
+        tokens = self.tokens(text)
+        room = lib.llama_n_ctx(self.embedder)
+        if not 0 < len(tokens) <= room:
+            raise Refused("value", f"a text to embed has {len(tokens)} tokens; it must have 1 to {room}")
+        lib.llama_memory_clear(lib.llama_get_memory(self.embedder), False)
+        batch = lib.llama_batch_init(len(tokens), 0, 1)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, i, 1, 0, True
+        batch.n_tokens = len(tokens)
+        status = lib.llama_decode(self.embedder, batch)
+        lib.llama_batch_free(batch)
+        if status:
+            raise RuntimeError(f"llama_decode answered {status} while embedding")
+        vector = lib.llama_get_embeddings_seq(self.embedder, 0)
+        if not vector:
+            raise Refused("value", "this model gave no vector for the text")
+        self.parent.send({"id": request_id, "vector": vector[: lib.llama_model_n_embd_out(self.model)]})
+
+    def _embedding_context(self):
+        """A second context over the same weights, made when it is first wanted."""
+        lib = self.lib
+        for pooling in (lib.LLAMA_POOLING_TYPE_UNSPECIFIED, lib.LLAMA_POOLING_TYPE_MEAN):
+            params = self._context_params(self.request)
+            params.embeddings, params.pooling_type = True, pooling
+            # One piece, or the mean would be taken over the last piece only.
+            params.n_ctx = params.n_batch = params.n_ubatch = params.n_outputs_max = EMBED_TOKENS
+            context = lib.llama_init_from_model(self.model, params)
+            if not context:
+                raise Refused("value", "there is not enough memory for a second context, which embedding needs")
+            if lib.llama_pooling_type(context) not in (lib.LLAMA_POOLING_TYPE_NONE, lib.LLAMA_POOLING_TYPE_RANK):
+                return context
+            lib.llama_free(context)
+        raise Refused("value", "this model makes no vectors (it only ranks)")
+
     def answer(self, request):
+        if not self.writes:
+            raise Refused("value", "it is an embedding model: it makes vectors and cannot answer")
         text = request["text"] if "text" in request else self.render(request["messages"])
         tokens = self.tokens(text)
         if not tokens:
@@ -200,11 +273,12 @@ class Model:
 
     def _sampler(self, request):
         lib = self.lib
+        steps = [self._grammar(request["schema"])] if request.get("schema") else []
         chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         if request["temperature"] == 0:
-            steps = [lib.llama_sampler_init_greedy()]
+            steps += [lib.llama_sampler_init_greedy()]
         else:
-            steps = [
+            steps += [
                 lib.llama_sampler_init_top_k(request["top_k"]),
                 lib.llama_sampler_init_top_p(request["top_p"], 1),
                 lib.llama_sampler_init_temp(request["temperature"]),
@@ -213,6 +287,19 @@ class Model:
         for step in steps:
             lib.llama_sampler_chain_add(chain, step)
         return chain
+
+    def _grammar(self, schema):
+        """A sampler that lets only such tokens pass as go on towards JSON of this schema."""
+        from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+        try:
+            rules = json_schema_to_gbnf(schema)
+        except Exception as error:  # the converter fails in many ways on schemas that it does not know
+            raise Refused("schema", f"{type(error).__name__}: {error}") from error
+        sampler = self.lib.llama_sampler_init_grammar(self.vocab, rules.encode(errors="replace"), b"root")
+        if not sampler:
+            raise Refused("schema", "its grammar is empty, or has a character that the grammar cannot hold")
+        return sampler
 
     def _generate(self, request, tokens, sampler):
         """Read the prompt, then one token after the other; text goes to the parent as it comes."""
@@ -279,12 +366,6 @@ class Model:
             lib.llama_set_abort_callback(self.context, lib.ggml_abort_callback(), None)
 
 
-def offer_to_die_first():
-    """Tell Linux to end this process, not the learner's notebook, when memory runs out."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("900")
-
-
 def handle(model, parent, request):
     """(the model, the answer to the request)."""
     do = request["do"]
@@ -295,6 +376,14 @@ def handle(model, parent, request):
         return model, {"prompt": model.render(request["messages"])}
     if do == "tokenize":
         return model, {"tokens": model.tokenize(request["text"])}
+    if do == "count":
+        return model, {"counts": [len(model.tokens(text)) for text in request["texts"]]}
+    if do == "embed":
+        for text in request["texts"]:
+            if parent.cancelled.is_set():
+                break
+            model.embed(text, request["id"])
+        return model, {}
     request["seed"] = random.randrange(2**32) if request["seed"] is None else request["seed"]
     return model, model.answer(request)
 
@@ -303,7 +392,6 @@ def serve():
     parent = Parent()
     sys.stdout = sys.stderr
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Windows Ctrl-C reaches every process of the console
-    offer_to_die_first()
     model = None
     for request in parent.requests():
         try:

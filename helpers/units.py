@@ -1,8 +1,13 @@
-"""Bytes, bits, GiB and GB: the only room with 1024, 1000 or 8 as a conversion."""
+"""Bytes, bits, GiB and GB: the only room with 1024, 1000 or 8 as a conversion. And texts of others, fit to be shown."""
+
+import re
 
 BITS_PER_BYTE = 8
 KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
 KB, MB, GB, TB = 1000, 1000**2, 1000**3, 1000**4
+MOST_SHOWN = 100_000  # characters; longer texts make pages that no browser scrolls
+# Controls (of terminals, and the C1 ones that some obey as well), turned writing, half characters; not tab and newline.
+HARMFUL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
 def show(n_bytes, digits=1):
@@ -81,3 +86,17 @@ def show_count(n):
     if n >= GB:
         return f"{n / GB:.4g} billion"
     return f"{n / MB:.4g} million" if n >= MB else f"{n:,}"
+
+
+def printable(text, most=MOST_SHOWN):
+    """A text of others (a file, a server, a model) as it may be shown: nothing in it moves a cursor or turns the writing.
+
+    Such characters become a visible mark, one for one; lines and tabs stay; what is beyond `most` characters is counted
+    instead of shown. For HTML it is escaped besides.
+
+    >>> printable("tidy\\x1b[2J name"), printable("abcdef", most=4)
+    ('tidy\ufffd[2J name', 'abcd … (2 more characters)')
+    """
+    text = str(text)
+    rest = f" … ({len(text) - most:,} more characters)" if len(text) > most else ""
+    return HARMFUL.sub("\N{REPLACEMENT CHARACTER}", text[:most]) + rest

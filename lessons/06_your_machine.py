@@ -316,10 +316,10 @@ print(f"measured / roof = {reached / top:.2f}")
 HTML(figures_machine.roofline_html(rows, found, {rows[0][0]: reached}))
 
 # %% [markdown]
-# A roof is no forecast. Where this was written the small model reached about a third of it (294 tokens a second by
-# bandwidth, 101 measured at best): in a small model each layer is done so soon that starting it, and waiting until all
-# threads are ready, takes longer than reading its weights. A large model reads longer in each layer,
-# so the waiting weighs less. Lesson 10 takes the gap apart.
+# A roof is no forecast. Where this was written the small model reached about a quarter of it (80 tokens a second of
+# 316 by bandwidth), and less after a long text: reading the weights is only one of the things a token waits for. Their
+# packed numbers have to be unpacked, the text so far is looked back at, and threads wait for each other. Lesson 10
+# takes the gap apart and predicts it.
 
 # %% [markdown]
 # ## Recap

@@ -96,18 +96,19 @@ check.outcome("07-double", sixteen / eight, unit="x")
 # %% [markdown]
 # ## See
 #
-# One line for each model, both axes in steps of equal factors. Move the mouse over a point to read it. The dashed line
-# is what is free on this computer: where a model's line crosses it, the context has become too long. The table below
-# has the same numbers.
-
-# %%
-names = ("llama-3.1-8b", "phi-3-mini", "gemma-3-1b", "smollm2-135m")
-shown = [models.get(name) for name in names]
-figures.context_figure(shown, "Q4_K_M", machine)
+# One line for each model, both axes in steps of equal factors. The dashed line is what is free on this computer: where
+# a model's line crosses it, at the ring, the context has become too long. A line is thin beyond the context that its
+# model was trained for. The table below has the same numbers.
 
 # %%
 from IPython.display import HTML
 
+names = ("llama-3.1-8b", "phi-3-mini", "gemma-3-1b", "smollm2-135m")
+shown = [models.get(name) for name in names]
+curves = fit.curves(shown, "Q4_K_M", machine)
+HTML(figures.page(figures.curves_svg(curves, machine.ram_available_bytes)))
+
+# %%
 HTML(figures.context_table_html(shown, "Q4_K_M"))
 
 # %% [markdown]

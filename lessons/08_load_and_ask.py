@@ -44,11 +44,19 @@ check.predict("08-speed", guess, unit="tokens/s")
 #
 # The model lives in a process of its own. If it crashes or the memory runs out, that process ends and this notebook
 # lives on. Before loading, `runner.load` asks whether it fits, and refuses with the reason when it cannot.
+#
+# The strip below waits for that process and shows what it holds in memory, live. Come back to it after each question.
+
+# %% tags=["model"]
+from helpers import panels_live
+
+panels_live.live_memory()
 
 # %% tags=["model"]
 path = download.default_model()
 model = runner.load(path, n_ctx=2048, seed=1)
 print(model.verdict)
+print(panels_live.live_text(model))
 
 # %% tags=["model"]
 first = model.ask("What is a computer? Answer in two sentences.", max_tokens=96, stream=True)
@@ -258,4 +266,4 @@ model
 #
 # Words: token, chat template, temperature, top-p, resident memory, mmap ([glossary](../lessons/glossary.md)).
 #
-# Back to the start: [Start here](00_start_here.ipynb). Next: [Choose a model](11_choose_a_model.ipynb)
+# Back to the start: [Start here](00_start_here.ipynb). Next: [Size or quality](09_size_or_quality.ipynb)

@@ -318,4 +318,4 @@ print(f"calculated / on disk = {claimed / on_disk:.5f}")
 #
 # Words: parameter, bits per weight, model file type, quantization ([glossary](../lessons/glossary.md)).
 #
-# Next: [Hand in a decision](14_capstone.ipynb)
+# Next: [Three tools](12_three_tools.ipynb)

@@ -14,7 +14,8 @@
 #
 # ## Do you remember?
 #
-# Which printed numbers about models are mostly right, and which are a rule? (Lesson 11: files; needs.)
+# Which printed numbers about models are mostly right, and which are a rule? (Lesson 11: files; needs.) What says more
+# about a quantized file, its perplexity or its KL divergence? (Lesson 09: KL divergence, its error bar is smaller.)
 
 # %%
 import sys
@@ -238,33 +239,61 @@ print(f"predicted / measured = {ratio:.2f}")
 seen["SmolLM2 135M, memory predicted / measured"] = f"{ratio:.2f}"
 
 # %% [markdown]
-# How fast would your model write? Between two numbers. The *ceiling*: each token reads all active weights, and memory
-# is only so fast (measured in the next cell). The *rule*: time grows with the bytes, from the small model that
-# was measured. The rule is careful, since a very small model is held up by other things than memory.
+# How fast would your model write? Three answers, from careless to careful. The *ceiling* (lesson 06): each token reads
+# all active weights, and memory is only so fast. The *formula* (lesson 10): the same and what the cores add, as a band.
+# The *rule*: time grows with the bytes, from the small model that was measured. The next cell measures what the formula
+# needs; without it, the formula takes its figures from a table, and its band is wider.
+
+# %% tags=["model"]
+here = speed.calibrate()
 
 # %%
+here = globals().get("here", machine)
 reads = fit.active_bytes(needs)
 ceiling = speed.roofline_tokens_per_second(reads, speed.bandwidth(seconds=1))
 careful = report.scaled_speed(measured, fit.active_bytes(small), reads)
+foreseen = speed.predict(needs.spec, needs.quantization, n_ctx=decided[2], where=here).answer
 name = needs.spec.title
-seen[f"{name}, speed at most"] = f"{ceiling:,.1f} tokens/s (memory bandwidth, measured)"
+known = {f"{name}, speed (formula)": str(foreseen)}
+known[f"{name}, speed at most (memory bandwidth, measured)"] = f"{ceiling:,.1f} tokens/s"
 if measured:
-    seen[f"{name}, speed by the rule"] = f"{careful:,.1f} tokens/s (not measured)"
-print("\n".join(f"{words}: {value}" for words, value in seen.items()) or "nothing measured yet")
+    known[f"{name}, speed (rule, not measured)"] = f"{careful:,.1f} tokens/s"
+print("\n".join(f"{words}: {value}" for words, value in known.items()))
+
+# %% [markdown]
+# And what does your quantization cost (lesson 09)? Published for Llama 3 8B, where somebody did; and measured here, on
+# SmolLM2 (without llama-cpp-python skip the second cell). Neither is your model: take them as an order among
+# quantizations, not as its loss.
+
+# %%
+from helpers import quality
+
+for row in quality.published("Llama-3-8B"):
+    if row.quantization == decided[1] and row.bits_per_weight and not row.imatrix:
+        loss = f"mean KL divergence {row.kld_mean:.4f}"
+        known[f"loss at {decided[1]} (published, {row.model})"] = loss
+        print(f"{loss}; {row.table}, {row.url}")
+
+# %% tags=["model"]
+if decided[1] in quality.LADDER:
+    row = quality.ladder(quantizations=[decided[1]], max_chunks=3)[decided[1]]
+    loss = f"mean KL divergence {row.kld_mean:.4f} ± {row.kld_mean_error:.4f}"
+    seen[f"SmolLM2 135M, loss at {decided[1]}"] = f"{loss}, same token {row.top1_agreement:.0%}"
+print("\n".join(f"{words}: {value}" for words, value in seen.items()))
 
 # %% [markdown]
 # ## The cost
 #
 # Look up what a provider asks for a million tokens, how many tokens you need a day, what your computer takes in watts
 # while it works, and what a kilowatt hour costs. The kit invents no prices: what stays open stays out of the report.
-# The hours come from the careful speed above (from the ceiling, where nothing was measured).
+# The hours come from the formula's likeliest speed.
 
 # %%
 price, tokens_per_day = ____, ____
 watts, price_per_kwh = ____, ____
 power = {"watts": watts, "price_per_kwh": price_per_kwh}
 power = {} if check.is_blank(power) else power
-power["tokens_per_second"] = careful or ceiling
+power["tokens_per_second"] = foreseen.likely
 cloud = report.cost(price, tokens_per_day, currency="EUR", **power)
 print(cloud or "No price yet.")
 
@@ -279,7 +308,7 @@ print(cloud or "No price yet.")
 author = ____
 why = ____
 words = {"author": author, "use": use, "why": why}
-facts = {"recommended": proposed, "measurements": seen, "cloud": cloud}
+facts = {"recommended": proposed, "measurements": seen, "estimates": known, "cloud": cloud}
 path = report.html(needs, machine, **words, **facts)
 print(f"wrote {path.name}, {units.show(path.stat().st_size)}")
 
@@ -290,6 +319,6 @@ print(f"wrote {path.name}, {units.show(path.stat().st_size)}")
 # - You decided on a model, a quantization and a context, and defended the choice with arithmetic.
 # - You exported a report that somebody else can check.
 #
-# Words: context length, quantization, tokens per second ([glossary](../lessons/glossary.md)).
+# Words: context length, quantization, tokens per second, KL divergence ([glossary](../lessons/glossary.md)).
 #
 # Next: [The memory lab](90_lab_memory.ipynb), all sliders at once.

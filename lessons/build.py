@@ -7,6 +7,8 @@ python lessons/build.py --prune     build, and remove the notebooks this program
 python lessons/build.py --student-zip kit.zip
                                     pack what learners need, without solved copies; writes nothing else
 
+A notebook that somebody worked in is neither overwritten nor removed.
+
 `lessons/TEMPLATE.py` shows the format and explains the tags and the `# stub` / `# solution` markers.
 """
 
@@ -51,6 +53,11 @@ LESSON_NAME = re.compile(r"\d\d_[a-z0-9]+(_[a-z0-9]+)*\.py")
 # comment_magics would uncomment ordinary remarks such as "# cat is a word" or "# why?"
 PERCENT = {"extension": ".py", "format_name": "percent", "comment_magics": False}
 MARKDOWN = MarkdownIt("commonmark").enable("table")  # tables are read only so that they can be refused
+# What Jupyter leaves in a notebook that was run or saved. Looked for as text: a file may be damaged and still be work.
+WORKED_IN = re.compile(
+    rb'(?<!\\)"(output_type|codemirror_mode|application/vnd\.jupyter\.widget-state\+json)(?<!\\)"\s*:'
+    rb'|(?<!\\)"execution_count"\s*:\s*[1-9]'
+)
 SMALL_EMOJI = "✅❌❗❓⚠⭐✨⚡☝✍\ufe0f"  # those outside the emoji planes; ✓ △ ○ are ordinary signs
 FOREIGN_MARKDOWN = (
     (re.compile(r"^:::"), "a ::: directive"),
@@ -534,27 +541,45 @@ def main(arguments=None, root=ROOT):
         print("\n".join(sentences) or f"{len(wanted)} notebooks are what their lessons say.")
         return 1 if sentences else 0
     changed = [path for path, content in wanted.items() if not _same(root / path, content)]
+    kept = [path for path in changed if worked_in(root / path)]
     for relative in changed:
-        write(root / relative, wanted[relative])
-        print(f"wrote {relative.as_posix()}")
-    print(f"{len(wanted)} notebooks, {len(changed)} changed.")
+        if relative not in kept:
+            write(root / relative, wanted[relative])
+            print(f"wrote {relative.as_posix()}")
+    print(f"{len(wanted)} notebooks, {len(changed) - len(kept)} changed.")
     if not options.only:
-        _handle_orphans(root, wanted, options.prune)
-    return 0
+        kept += _handle_orphans(root, wanted, options.prune)
+    for relative in kept:
+        print(
+            f"{relative.as_posix()} was left alone: somebody worked in it (it was run or saved in Jupyter). Move it, "
+            "for example into my-lessons/ under another name, or delete it; then build again.",
+            file=sys.stderr,
+        )
+    return 1 if kept else 0
 
 
 def _same(path, content):
     return path.exists() and path.read_bytes() == content
 
 
+def worked_in(path):
+    """Whether a notebook holds somebody's work: it was run, or saved by Jupyter."""
+    return path.exists() and WORKED_IN.search(path.read_bytes()) is not None
+
+
 def _handle_orphans(root, wanted, prune):
+    """Remove (with `prune`) or name the notebooks without a lesson; those that hold somebody's work are returned."""
+    kept = []
     for relative, ours in orphans(root, wanted):
-        if prune and ours:
+        if prune and ours and worked_in(root / relative):
+            kept.append(relative)
+        elif prune and ours:
             (root / relative).unlink()
             print(f"removed {relative.as_posix()}")
         else:
             how = "--prune removes it" if ours else "not built here, so left alone"
             print(f"{relative.as_posix()} has no lesson ({how})")
+    return kept
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How large the site without an install is, and how long until its first slider moves: python tests/bench_site.py [-n 3]
+"""The size of the site without an install, and how long until its first slider moves: python tests/bench_site.py [-n 3]
 
 Each round opens lesson 07 in a fresh Chromium with an empty cache, runs all cells, and waits for the panel.
 """

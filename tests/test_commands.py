@@ -242,3 +242,18 @@ def test_ollama_counts_the_context_per_slot():
     settings = memory.Settings(n_ctx=8192, n_parallel=4)
     assert "PARAMETER num_ctx 2048" in commands.modelfile(LLAMA, "Q4_K_M", settings)
     assert "--ctx-size 8192 --parallel 4" in commands.llama_server(LLAMA, "Q4_K_M", settings)
+
+
+def test_a_file_of_ones_own_goes_into_every_command():
+    path = "/models/my file.gguf"
+    settings = memory.Settings(n_ctx=4096)
+    assert "--model '/models/my file.gguf' --ctx-size 4096" in commands.llama_server(LLAMA, "Q4_K_M", settings, path)
+    assert commands.modelfile(LLAMA, "Q4_K_M", settings, path).startswith("FROM /models/my file.gguf\n")
+    assert commands.ollama_run(LLAMA, "Q4_K_M", path).startswith("ollama create my-llama-3.1-8b -f Modelfile")
+    assert "lms import '/models/my file.gguf' --symbolic-link" in commands.lm_studio(LLAMA, "Q4_K_M", settings, path)
+
+
+@pytest.mark.parametrize(("layers", "gpu"), [(0, "off"), (-1, "max"), (33, "max"), (11, "0.33")])
+def test_lm_studio_gets_layers_as_a_share(layers, gpu):
+    settings = memory.Settings(n_gpu_layers=layers)
+    assert f"--gpu {gpu}" in commands.lm_studio(LLAMA, "Q4_K_M", settings)

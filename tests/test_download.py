@@ -1,10 +1,19 @@
-"""`helpers.download` against a hub that this file plays itself, on 127.0.0.1."""
+"""`helpers.download` against a hub that this file plays itself, on 127.0.0.1: good, cut, killed, full and lying."""
 
+import contextlib
 import hashlib
 import importlib.machinery
 import importlib.util
+import logging
+import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +24,15 @@ from helpers import download
 from helpers.download import DownloadError, fetch
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-BODY = bytes(range(256)) * 4096  # 1 MiB
+BODY = random.Random(1).randbytes(1_048_576)
 SHA = hashlib.sha256(BODY).hexdigest()
+SMALL = b"a small file, marked with the hash that git gives it"
+GIT_SHA1 = hashlib.sha1(f"blob {len(SMALL)}\0".encode() + SMALL).hexdigest()
+HAVE = 300_000  # bytes of a part file that an earlier call left
+SECRET = "hf_secretsecretsecret"
+SIGNATURE = "signed-for-an-hour"
+ROOT = Path(__file__).resolve().parent.parent
+WAIT_S = 60  # a guard against endless waits, not a measure of speed
 ERRORS = {
     "gated.gguf": (401, {"X-Error-Code": "GatedRepo"}),
     "private.gguf": (401, {}),
@@ -41,11 +57,15 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body):
-        name = self.path.rsplit("/", 1)[1]
+        name = self.path.partition("?")[0].rsplit("/", 1)[1]
         self.server.seen.append((self.command, name, self.headers.get("Range")))
+        self.server.tokens.append(self.headers.get("Authorization"))
         if name in ERRORS:
             status, headers = ERRORS[name]
             return self.reply(status, headers)
+        if name.startswith("small"):
+            marks = {"ETag": f'"{GIT_SHA1}"', "X-Repo-Commit": COMMIT}
+            return self.reply(200, marks, SMALL[::-1] if name == "small-damaged.txt" else SMALL, body)
         if name == "portal.gguf":
             return self.reply(200, {}, b"<html>please log in</html>" if body else b"")
         start = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
@@ -57,12 +77,51 @@ class Hub(BaseHTTPRequestHandler):
         }
         if name == "plain.gguf":
             headers["ETag"] = '"0123456789012345678901234567890123456789"'
+        if name.startswith("unmarked"):
+            headers["ETag"] = '"odd"'
+        if name == "moved.gguf" and self.server.elsewhere:
+            headers["X-Linked-ETag"] = headers.pop("ETag")
+            return self.reply(302, {**headers, "Location": f"{self.server.elsewhere}/good.gguf?sig={SIGNATURE}"})
         data = BODY[::-1] if name == "damaged.gguf" else BODY
+        if body and name in LIES:
+            return LIES[name](self, headers, start)
+        if body and name == "slow.gguf":
+            return self.slowly(headers, start)
         if name == "norange.gguf":
             return self.reply(200, headers, data, body, stop=self.cut(name))
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         self.reply(206 if start else 200, headers, data[start:], body, stop=self.cut(name))
+
+    def slowly(self, headers, start):
+        """In odd pieces, up to the byte that the test chose; then nothing until somebody ends it."""
+        self.server.sent = start
+        stop = self.server.stops.pop(0) if self.server.stops else len(BODY)
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"
+        self.send_response(206 if start else 200)
+        for key, value in {**headers, "Content-Length": str(len(BODY) - start)}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while self.server.sent < min(stop, len(BODY)):
+                piece = BODY[self.server.sent : min(stop, self.server.sent + random.randint(1, 100_000))]
+                self.wfile.write(piece)
+                self.server.sent += len(piece)
+            if stop < len(BODY):
+                self.server.waiting.set()
+                self.server.over.wait(WAIT_S)
+        self.close_connection = True
+
+    def chunked(self, headers, start, data):
+        self.send_response(206 if start else 200)
+        for key, value in {**headers, "Transfer-Encoding": "chunked"}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        for at in range(0, len(data), 50_000):
+            piece = data[at : at + 50_000]
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        self.wfile.write(b"0\r\n\r\n")
 
     def cut(self, name):
         """After how many bytes the line is cut, or None: `cut.gguf` and `norange.gguf` once, `dying.gguf` always."""
@@ -89,31 +148,74 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    hf = pytest.importorskip("huggingface_hub")
-    from huggingface_hub import file_download
+def ranged(start, stop=1_048_576, total=1_048_576):
+    return {"Content-Range": f"bytes {start}-{stop - 1}/{total}"}
 
+
+LIES = {  # what a server may answer instead of the missing part
+    "other-start.gguf": lambda it, marks, at: it.reply(206, {**marks, **ranged(at + 1)}, BODY[at + 1 :]),
+    "too-short.gguf": lambda it, marks, at: it.reply(206, {**marks, **ranged(at, at + 9)}, BODY[at : at + 9]),
+    "other-total.gguf": lambda it, marks, at: it.reply(206, {**marks, **ranged(at, 999_999, 999_999)}, BODY[at:999999]),
+    "no-range.gguf": lambda it, marks, at: it.reply(206, marks, BODY[at:]),
+    "odd-range.gguf": lambda it, marks, at: it.reply(206, {**marks, "Content-Range": "pages 1-2"}, BODY[at:]),
+    "longer.gguf": lambda it, marks, at: it.reply(206, {**marks, **ranged(at)}, BODY[at:] + b"more"),
+    "shorter.gguf": lambda it, marks, at: it.reply(206, {**marks, **ranged(at)}, BODY[at:-4]),
+    "all-shorter.gguf": lambda it, marks, at: it.reply(200, marks, BODY[:-4]),
+    "compressed.gguf": lambda it, marks, at: it.reply(
+        206, {**marks, **ranged(at), "Content-Encoding": "gzip"}, BODY[at:]
+    ),
+    "nothing.gguf": lambda it, marks, at: it.reply(204, marks),
+    "more-chunks.gguf": lambda it, marks, at: it.chunked({**marks, **ranged(at)}, at, BODY[at:] + bytes(99_999)),
+    "fewer-chunks.gguf": lambda it, marks, at: it.chunked({**marks, **ranged(at)}, at, BODY[at:-4]),
+    "unmarked-cut.gguf": lambda it, marks, at: it.chunked({**marks, **ranged(at)}, at, BODY[at:-4] if at == 0 else b""),
+    "other-bytes.gguf": lambda it, marks, at: it.reply(206, {**marks, **ranged(at)}, BODY[::-1][at:]),
+    "all-other.gguf": lambda it, marks, at: it.reply(200, marks, BODY[::-1]),
+    "log-in.gguf": lambda it, marks, at: it.reply(200, {"Content-Type": "text/html"}, b"<p>please log in</p>"),
+    "whole.gguf": lambda it, marks, at: it.reply(200, marks, BODY),
+}
+
+
+def serve():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.daemon_threads = True
-    server.seen = []
+    server.daemon_threads, server.handle_error = True, lambda *_: None  # clients that leave are no news
+    server.seen, server.tokens, server.stops, server.sent, server.elsewhere = [], [], [], 0, None
+    server.waiting, server.over = threading.Event(), threading.Event()
     server.gets = lambda name: sum(1 for method, seen, _ in server.seen if method == "GET" and seen == name)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     server.url = f"http://127.0.0.1:{server.server_port}"
-    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setattr(hf.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(hf.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hf.constants, "DOWNLOAD_CHUNK_SIZE", 65536)  # the client writes whole chunks only
-    monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)
-    hf.close_session()
-    yield server
+    return server
+
+
+def stop(server):
+    server.over.set()
     server.shutdown()
     server.server_close()
-    hf.close_session()
+
+
+@pytest.fixture(scope="module")
+def session():
+    """One session of the hub's client for all tests: to make one takes a tenth of a second."""
+    hf = pytest.importorskip("huggingface_hub")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            patch.delenv(name, raising=False)
+            patch.delenv(name.lower(), raising=False)
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        hf.close_session()
+        yield hf
+        hf.close_session()
+
+
+@pytest.fixture
+def hub(session, monkeypatch, tmp_path):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    server = serve()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(download, "RETRY_AFTER_S", 0)
+    yield server
+    stop(server)
 
 
 def files(folder):
@@ -171,20 +273,19 @@ def test_an_interrupted_transfer_goes_on_in_the_next_call(hub, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_ctrl_c_keeps_the_part_and_gives_no_file(hub, tmp_path, monkeypatch):
-    from huggingface_hub import file_download
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, download.Stopped])
+def test_ctrl_c_or_a_button_keeps_the_part_and_gives_no_file(hub, tmp_path, stop):
+    def interrupt(progress):
+        if progress.done_bytes:
+            raise stop
 
-    def interrupted(url, file, **kwargs):
-        file.write(BODY[:1000])
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(file_download, "http_get", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            fetch("me/model", "good.gguf", COMMIT, dest=tmp_path, progress=False)
-    assert not (tmp_path / "good.gguf").exists()
+    with pytest.raises(stop):
+        fetch("me/model", "good.gguf", COMMIT, dest=tmp_path, progress=interrupt)
+    (part,) = tmp_path.iterdir()
+    had = part.stat().st_size
+    assert part.suffix == ".part" and BODY.startswith(part.read_bytes()) and 0 < had < len(BODY)
     assert fetch("me/model", "good.gguf", COMMIT, dest=tmp_path, progress=False).read_bytes() == BODY
-    assert "bytes=1000-" in [r for _, _, r in hub.seen]
+    assert f"bytes={had}-" in [r for _, _, r in hub.seen]
 
 
 def test_a_server_without_ranges_starts_again(hub, tmp_path):
@@ -265,17 +366,6 @@ def test_a_full_disk_is_seen_before_the_transfer(hub, tmp_path, monkeypatch):
     assert hub.gets("good.gguf") == 0
 
 
-def test_a_disk_that_fills_up_meanwhile(hub, tmp_path, monkeypatch):
-    from huggingface_hub import file_download
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(file_download, "http_get", full)
-    with pytest.raises(DownloadError, match="The disk became full"):
-        fetch("me/model", "good.gguf", COMMIT, dest=tmp_path, progress=False)
-
-
 @pytest.mark.parametrize("how", ["argument", "environment", "constant"])
 def test_offline_says_so_and_asks_nobody(hub, tmp_path, monkeypatch, how):
     if how == "environment":
@@ -331,6 +421,306 @@ def test_two_threads_fetch_the_same_file(hub, tmp_path):
     for thread in work:
         thread.join()
     assert len(paths) == 3 and paths[0].read_bytes() == BODY
+
+
+# --- servers that lie ---
+
+
+def left_over(tmp_path, name, mark=SHA):
+    part = tmp_path / f"{name}.{mark[:12]}.part"
+    part.write_bytes(BODY[:HAVE])
+    return part
+
+
+@pytest.mark.parametrize("name", [name for name in LIES if name not in ("whole.gguf", "unmarked-cut.gguf")])
+def test_a_lying_server_never_gives_a_wrong_file(hub, tmp_path, name):
+    part = left_over(tmp_path, name)
+    with pytest.raises(DownloadError) as caught:
+        fetch("me/model", name, COMMIT, dest=tmp_path, progress=False)
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+    assert set(files(tmp_path)) <= {part.name}, "no wrong file under the right name, and no litter"
+    if part.exists():  # what stays is a beginning of the right file, so that the next call goes on from it
+        assert BODY.startswith(part.read_bytes())
+
+
+def test_after_a_lie_a_good_answer_completes_the_part(hub, tmp_path):
+    part = left_over(tmp_path, "other-start.gguf")
+    with pytest.raises(DownloadError, match="asked for other-start.gguf from byte 300,000 on and announces 'bytes 3"):
+        fetch("me/model", "other-start.gguf", COMMIT, dest=tmp_path, progress=False)
+    part.rename(tmp_path / part.name.replace("other-start", "good"))
+    assert fetch("me/model", "good.gguf", COMMIT, dest=tmp_path, progress=False).read_bytes() == BODY
+
+
+def test_all_of_the_file_instead_of_a_part_is_taken_from_the_beginning(hub, tmp_path):
+    left_over(tmp_path, "whole.gguf").write_bytes(bytes(HAVE))
+    assert fetch("me/model", "whole.gguf", COMMIT, dest=tmp_path, progress=False).read_bytes() == BODY
+
+
+def test_a_part_that_is_too_long_or_whole(hub, tmp_path):
+    left_over(tmp_path, "good.gguf").write_bytes(BODY + b"more")
+    assert fetch("me/model", "good.gguf", COMMIT, dest=tmp_path, progress=False).read_bytes() == BODY
+    (tmp_path / "good.gguf").rename(left_over(tmp_path, "good.gguf"))
+    asked = hub.gets("good.gguf")
+    assert fetch("me/model", "good.gguf", COMMIT, dest=tmp_path, progress=False).read_bytes() == BODY
+    assert hub.gets("good.gguf") == asked, "a whole part is checked, not fetched again"
+
+
+def test_a_small_file_is_checked_by_the_hash_of_git(hub, tmp_path):
+    assert fetch("me/model", "small.txt", COMMIT, dest=tmp_path, progress=False).read_bytes() == SMALL
+    with pytest.raises(DownloadError, match=f"small-damaged.txt arrived damaged: its git hash is .*{GIT_SHA1}"):
+        fetch("me/model", "small-damaged.txt", COMMIT, dest=tmp_path, progress=False)
+    assert files(tmp_path) == ["small.txt"]
+
+
+def test_without_any_hash_an_old_part_is_not_trusted(hub, tmp_path):
+    left_over(tmp_path, "unmarked.gguf", "odd").write_bytes(bytes(HAVE))
+    assert fetch("me/model", "unmarked.gguf", COMMIT, dest=tmp_path, progress=False).read_bytes() == BODY
+
+
+def test_without_any_hash_a_cut_file_is_known_by_its_length(hub, tmp_path):
+    with pytest.raises(DownloadError, match="The line to .* failed for unmarked-cut.gguf"):
+        fetch("me/model", "unmarked-cut.gguf", COMMIT, dest=tmp_path, progress=False)
+    assert "unmarked-cut.gguf" not in files(tmp_path)
+
+
+# --- disks that are full or may not be written ---
+
+
+@contextlib.contextmanager
+def small_disk(folder, how):
+    """A file system of its own on `folder`; only root may make one."""
+    folder.mkdir()
+    made = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", how, "kit-test", str(folder)], capture_output=True, text=True
+    )
+    if not made or made.returncode:
+        pytest.skip("only root may mount a small disk" + (f": {made.stderr.strip()}" if made else ""))
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_meanwhile(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))  # others fill it meanwhile
+    with small_disk(tmp_path / "disk", "size=600k") as disk:
+        with pytest.raises(DownloadError, match="The disk became full.*it goes on"):
+            fetch("me/model", "good.gguf", COMMIT, dest=disk, progress=False)
+        (part,) = [path for path in disk.iterdir() if path.suffix == ".part"]
+        had = part.stat().st_size
+        assert 0 < had < len(BODY) and BODY.startswith(part.read_bytes())
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        assert fetch("me/model", "good.gguf", COMMIT, dest=disk, progress=False).read_bytes() == BODY
+        assert f"bytes={had}-" in [r for _, _, r in hub.seen], "what had arrived was not fetched again"
+
+
+def test_a_limit_on_the_size_of_files_is_a_full_disk(hub, tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
+    try:
+        with pytest.raises(DownloadError, match="The disk became full"):
+            fetch("me/model", "good.gguf", COMMIT, dest=tmp_path, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert fetch("me/model", "good.gguf", COMMIT, dest=tmp_path, progress=False).read_bytes() == BODY
+
+
+def test_a_read_only_cache_is_a_clear_error(hub, tmp_path, monkeypatch):
+    with small_disk(tmp_path / "disk", "ro") as disk:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(disk / "hub"))
+        with pytest.raises(DownloadError, match="may not be written. Pass dest="):
+            fetch("me/model", "good.gguf", COMMIT, progress=False)
+        assert fetch("me/model", "good.gguf", COMMIT, dest=tmp_path, progress=False).read_bytes() == BODY
+
+
+def test_a_folder_without_permission_is_a_clear_error(hub, tmp_path, monkeypatch):
+    if hasattr(os, "geteuid") and os.geteuid():
+        tmp_path.chmod(0o500)
+    else:  # root may write anywhere
+        monkeypatch.setattr(os, "open", lambda path, *_: (_ for _ in ()).throw(PermissionError(13, "no", str(path))))
+    with pytest.raises(DownloadError, match="may not be written. Pass dest="):
+        fetch("me/model", "good.gguf", COMMIT, dest=tmp_path, progress=False)
+    tmp_path.chmod(0o700)
+
+
+def test_a_file_where_a_folder_should_be_is_a_clear_error(hub, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(DownloadError, match="is in the way.*Move it away"):
+        fetch("me/model", "good.gguf", COMMIT, dest=tmp_path / "taken", progress=False)
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+# --- killed, and two at once ---
+
+FETCH = """
+import sys
+from helpers import download
+print(download.fetch("me/model", "slow.gguf", sys.argv[2], dest=sys.argv[1], progress=False))
+"""
+
+
+def fetching(hub, folder):
+    environ = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "NO_PROXY": "127.0.0.1"}
+    command = [sys.executable, "-c", FETCH, str(folder), COMMIT]
+    return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def kill_at(hub, process):
+    """SIGKILL when the server has sent the bytes that the test chose and the process has had time to write."""
+    assert hub.waiting.wait(WAIT_S), process.communicate()[0]
+    hub.waiting.clear()
+    time.sleep(random.random() / 10)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_killed_at_any_byte_it_goes_on_to_the_right_file(hub, tmp_path):
+    hub.stops = sorted(random.sample(range(1, len(BODY)), 4))
+    sizes = []
+    for _ in range(4):
+        kill_at(hub, fetching(hub, tmp_path))
+        assert not (tmp_path / "slow.gguf").exists(), "no wrong file under the right name"
+        (part,) = tmp_path.glob("*.part")
+        assert BODY.startswith(part.read_bytes())
+        sizes.append(part.stat().st_size)
+    assert fetch("me/model", "slow.gguf", COMMIT, dest=tmp_path, progress=False).read_bytes() == BODY
+    ranges = [r for method, _, r in hub.seen if method == "GET"]
+    assert ranges == [None, *(f"bytes={size}-" for size in sizes)], "every call went on where the last one died"
+    assert [name for name in files(tmp_path) if "slow" in name] == ["slow.gguf"]
+
+
+@pytest.mark.slow
+def test_nothing_is_asked_of_the_hub_but_the_file(hub, tmp_path):
+    """The hub's client would also ask who is calling it, once a day: seen here before `download.client` forbade it."""
+    process = fetching(hub, tmp_path)
+    said, _ = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, said
+    assert [(method, name) for method, name, _ in hub.seen] == [("HEAD", "slow.gguf"), ("GET", "slow.gguf")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_two_processes_at_once_and_the_first_is_killed(hub, tmp_path):
+    hub.stops = [random.randint(1, len(BODY) - 1)]
+    first = fetching(hub, tmp_path)
+    assert hub.waiting.wait(WAIT_S)
+    second = fetching(hub, tmp_path)
+    while len([name for method, name, _ in hub.seen if method == "HEAD"]) < 2 and second.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    assert second.poll() is None and hub.gets("slow.gguf") == 1, "the second waits for the first"
+    kill_at(hub, first)
+    said, _ = second.communicate(timeout=WAIT_S)
+    assert second.returncode == 0, said
+    assert (tmp_path / "slow.gguf").read_bytes() == BODY and hub.gets("slow.gguf") == 2
+    assert [name for name in files(tmp_path) if "slow" in name] == ["slow.gguf"]
+
+
+def test_the_lock_lets_one_in_at_a_time(tmp_path):
+    inside, most = [], []
+
+    def work(number):
+        for _ in range(20):
+            with download._only_one(tmp_path / "x.lock"):
+                inside.append(number)
+                most.append(len(inside))
+                time.sleep(0.0001)
+                inside.remove(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1 and len(most) == 80 and files(tmp_path) == []
+
+
+# --- split models, progress, the token ---
+
+
+def test_a_split_model_comes_whole(hub, tmp_path):
+    path = download.fetch_split("me/model", "big-00002-of-00003.gguf", COMMIT, dest=tmp_path, progress=False)
+    assert path == tmp_path / "big-00001-of-00003.gguf"
+    assert files(tmp_path) == [f"big-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    assert download.fetch_split("me/model", "good.gguf", COMMIT, dest=tmp_path, progress=False).name == "good.gguf"
+
+
+def test_a_split_model_needs_the_disk_for_all_its_files(hub, tmp_path, monkeypatch):
+    free = download.SPARE_BYTES + 2 * len(BODY)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    sizes = {f"big-0000{n}-of-00003.gguf": len(BODY) for n in (1, 2, 3)}
+    with pytest.raises(DownloadError, match="the 3 files of big-00001-of-00003.gguf: it needs 3.0 MiB more"):
+        download.fetch_split("me/model", "big-00001-of-00003.gguf", COMMIT, dest=tmp_path, size_bytes=sizes)
+    assert hub.seen == []
+    with pytest.raises(DownloadError, match="must be of one commit"):
+        download.fetch_split("me/model", "big-00001-of-00003.gguf", "main", allow_unpinned=True)
+
+
+@pytest.mark.parametrize("name", ["a-00000-of-00003.gguf", "a-00004-of-00003.gguf", "a-1-of-3.gguf", "a.gguf"])
+def test_what_only_looks_like_a_split_name_is_one_file(name):
+    assert download.split_names(name) == [name]
+
+
+def test_progress_tells_bytes_speed_and_time_left(hub, tmp_path):
+    told = []
+    left_over(tmp_path, "good.gguf")
+    fetch("me/model", "good.gguf", COMMIT, dest=tmp_path, progress=told.append)
+    assert told[0].done_bytes == HAVE and told[-1].done_bytes == told[-1].total_bytes == len(BODY)
+    done = [progress.done_bytes for progress in told]
+    assert done == sorted(done) and told[-1].share == 1 and told[-1].seconds_left == 0
+    assert told[0].seconds_left is None and "/s" not in str(told[0])
+
+
+def test_the_bar_shows_bytes_speed_and_time_left(hub, tmp_path, capsys):
+    fetch("me/model", "good.gguf", COMMIT, dest=tmp_path)
+    said = capsys.readouterr().err
+    assert "good.gguf" in said and "/1.00M" in said and "B/s]" in said and "<" in said
+
+
+def everything_said(error, capsys, caplog):
+    shown = "".join(traceback.format_exception(error)) if error else ""
+    return shown + repr(error) + "".join(capsys.readouterr()) + caplog.text
+
+
+def test_the_token_goes_to_the_hub_only(hub, tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    cdn = serve()
+    hub.elsewhere = cdn.url
+    try:
+        left_over(tmp_path, "moved.gguf")
+        path = fetch("me/model", "moved.gguf", COMMIT, dest=tmp_path)
+    finally:
+        stop(cdn)
+    assert path.read_bytes() == BODY
+    assert set(hub.tokens) == {f"Bearer {SECRET}"} and set(cdn.tokens) == {None} and cdn.gets("good.gguf") == 1
+    assert SECRET not in everything_said(None, capsys, caplog)
+
+
+@pytest.mark.parametrize(
+    "name", [*ERRORS, "portal.gguf", "dying.gguf", "other-start.gguf", "damaged.gguf", "moved.gguf"]
+)
+def test_no_error_shows_the_token_or_a_signed_address(hub, tmp_path, monkeypatch, capsys, caplog, name):
+    caplog.set_level(logging.DEBUG, logger="huggingface_hub")
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    gone = serve()
+    stop(gone)
+    hub.elsewhere = gone.url
+    if name == "other-start.gguf":
+        left_over(tmp_path, name)
+    with pytest.raises(DownloadError) as caught:
+        fetch("me/model", name, COMMIT, dest=tmp_path)
+    assert SIGNATURE not in "".join(traceback.format_exception(caught.value))
+    assert SECRET not in everything_said(caught.value, capsys, caplog)
+
+
+def test_the_password_of_a_mirror_is_not_shown(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("//", "//me:secret@"))
+    with pytest.raises(DownloadError) as caught:
+        fetch("me/model", "gated.gguf", COMMIT, dest=tmp_path)
+    assert "secret" not in str(caught.value) and f"Open {hub.url}/me/model" in str(caught.value)
 
 
 def fake_package(monkeypatch, folder):

@@ -22,12 +22,14 @@ from helpers import (
     engine,
     explore,
     figures,
+    figures_speed,
     fit,
     hardware,
     memory,
     mixes,
     models,
     panels,
+    speed,
     units,
 )
 from helpers.hardware import Gpu, Machine, Reading
@@ -1211,3 +1213,65 @@ def test_the_quality_table_names_its_link():
     quality = models.published_quality()
     assert quality["link"].startswith("https://") and quality["source"] and quality["model"]
     assert json.dumps(quality)  # plain data
+
+
+# --- speed ---------------------------------------------------------------------------------------------------------
+
+MEASURED = speed.Calibration(28_000_000_000, 1.2, 1.1, 2, "measured")
+CARD = {"where": MEASURED, "n_gpu_layers": -1, "gpu_bytes_per_s": 500_000_000_000}
+
+
+def pace(computers=None, n_ctx=8192):
+    return explore.Speed(computers or {"here": {"where": MEASURED}, "a card": CARD}, "llama-3.1-8b", "Q4_K_M", n_ctx)
+
+
+def test_the_speed_panel_shows_what_is_predicted():
+    made = pace()
+    expected = speed.predict(LLAMA, "Q4_K_M", 8192, MEASURED, n_prompt=8192 - 64)
+    assert made.shown["prediction"] == expected
+    assert figures_speed.band_text(expected.answer) in sentence(made)
+    whole = table(made.result.value)
+    assert whole["context empty"][-1] != whole["context full"][-1]
+
+
+def test_a_longer_context_and_fewer_bits_move_the_speed():
+    made = pace()
+    before = made.shown["prediction"]
+    made.inputs["n_ctx"].value = 65536
+    assert made.shown["prediction"].cache_seconds > 7 * before.cache_seconds
+    made.inputs["n_ctx"].value = 8192
+    made.inputs["quantization"].value = "Q2_K"
+    assert made.shown["prediction"].bytes_seconds < before.bytes_seconds
+
+
+def test_a_graphics_card_says_that_nobody_measured_it():
+    made = pace()
+    made.inputs["computer"].value = "a card"
+    assert made.shown["prediction"].prompt is None
+    assert "never measured here" in read(made.result.value)
+    assert "Prompt" not in sentence(made)
+
+
+def test_a_computer_that_cannot_be_is_a_sentence():
+    made = pace({"here": {"where": MEASURED}, "wrong": {"where": MEASURED, "gpu_bytes_per_s": -1}})
+    made.inputs["computer"].value = "wrong"
+    assert "gpu_bytes_per_s is -1" in sentence(made)
+    made.inputs["computer"].value = "here"
+    assert "tokens/s" in sentence(made)
+
+
+def test_the_shortest_context_leaves_room_for_the_answer():
+    made = pace(n_ctx=256)
+    assert made.shown["prediction"].n_prompt == 256 - explore.ANSWERED
+
+
+def test_the_comparison_says_how_fast_the_chosen_cell_is():
+    made = compare()
+    found = speed.predict(LLAMA, "Q4_K_M", 0, LAPTOP)
+    assert f"{figures_speed.band_text(found.answer)} tokens/s (formula)" in read(made.details.value)
+    assert "Not calibrated" in read(made.details.value)
+
+
+def test_the_comparison_without_a_known_card_says_so():
+    made = compare(DESKTOP)
+    assert "Speed: " in read(made.details.value) and "no bandwidth" in read(made.details.value)

@@ -408,3 +408,45 @@ def test_experts_are_repacked_too(name, kind):
     spec = models.get(name)
     copied = memory.estimate(spec, "Q4_K_M", repack=kind).repacked_bytes
     assert 0 < copied < 1.1 * memory.weights_bytes(spec, "Q4_K_M")
+
+
+# What becomes resident
+
+
+def test_resident_by_hand():
+    # The cache is there before anything is asked: 2,048 tokens x 30 layers x 3 heads x (64 + 64) x 2 bytes.
+    needs = memory.estimate(SMOLLM2, "Q8_0", n_ctx=2048, n_outputs_max=1)
+    idle, asked = memory.resident(needs), memory.resident(needs, n_prompt=512)
+    assert idle.file_bytes == needs.weights_bytes + 23_000_000
+    assert idle.anonymous_bytes == 23_000_000 + 370 * 49_152 + 2048 * 30 * 3 * 128 * 2 + 4 * 49_152
+    assert asked.file == idle.file
+    grown = asked.anonymous_bytes - idle.anonymous_bytes
+    work = 512 * 1536 * 34 // 32
+    assert 0 < grown - work - 2_500_000 - 12 * 49_152 <= needs.compute_bytes
+
+
+def test_resident_grows_with_what_is_read_at_once_and_never_above_the_plan():
+    needs = memory.estimate(GEMMA3, "Q4_K_M", n_ctx=8192, n_outputs_max=1)
+    sizes = [memory.resident(needs, n).anonymous["compute"] for n in (1, 100, 512, 4000, 8192)]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[1] / 5
+    work = sizes[-1] - needs.compute_bytes
+    assert 0 <= work < 512 * 4 * max(GEMMA3.n_ff, GEMMA3.n_embd)
+
+
+def test_weights_that_are_not_mapped_are_anonymous():
+    needs = memory.estimate(SMOLLM2, "Q8_0")
+    mapped, copied = memory.resident(needs), memory.resident(needs, use_mmap=False)
+    assert mapped.total_bytes == copied.total_bytes
+    assert mapped.file_bytes - copied.file_bytes == needs.weights_bytes
+    twice = memory.resident(memory.estimate(SMOLLM2, "Q4_0", repack="avx2"))
+    once = memory.resident(memory.estimate(SMOLLM2, "Q4_0"))
+    assert twice.total_bytes - once.total_bytes == memory.repacked_bytes(SMOLLM2, "Q4_0", "avx2") > 0
+
+
+def test_resident_of_what_no_formula_knows_is_refused():
+    with pytest.raises(ValueError, match="layers on a GPU"):
+        memory.resident(memory.estimate(LLAMA, n_gpu_layers=10))
+    with pytest.raises(ValueError, match="5000 \\+ 0 tokens do not go into a context of 4096"):
+        memory.resident(memory.estimate(LLAMA), n_prompt=5000)
+    with pytest.raises(ValueError, match="a shape that no formula here knows"):
+        memory.resident(dataclasses.replace(memory.estimate(LLAMA), spec=None))

@@ -45,6 +45,12 @@ def test_it_says_what_was_chosen():
         assert choice.spec.title in text
 
 
+def test_what_was_foreseen_stands_apart_from_what_was_measured():
+    text = report.document(NEEDS, LAPTOP, measurements={"speed": "5"}, estimates={"speed (formula)": "4 (3 to 5)"})
+    measured, foreseen = text.index("Measured on this computer"), text.index("Predicted, or published by others")
+    assert measured < text.index("speed: 5") < foreseen < text.index("speed (formula): 4 (3 to 5)")
+
+
 def test_it_works_with_nothing_recorded():
     text = report.document(NEEDS, LAPTOP)
     for words in ("No prediction was written down", "No exercise has been answered", "No price", "Nothing yet"):
@@ -101,6 +107,7 @@ def test_whatever_people_write_stays_text():
         why=EVIL,
         recommended=[EVIL],
         measurements={EVIL: EVIL},
+        estimates={EVIL: EVIL},
         cloud=report.Cost(1, 1, 1, 1, 1, currency=EVIL),
     )
     found = Elements(text)

@@ -18,7 +18,7 @@ ROOMS = sorted(path.stem for path in HELPERS.glob("*.py") if path.stem != "__ini
 ARROWS = {  # room: the rooms it may import, at the top or inside a function
     "units": "",
     "need": "",
-    "child": "",
+    "child": "need",
     "progress": "",
     "architectures": "",
     "formats": "units",
@@ -33,7 +33,7 @@ ARROWS = {  # room: the rooms it may import, at the top or inside a function
     "ghost": "architectures formats",
     "gguf": "architectures formats remote units",
     "hardware": "need units",
-    "download": "need units",
+    "download": "bundle need units",
     "remote": "download need units",
     "check": "progress units",
     "commands": "memory",
@@ -42,28 +42,47 @@ ARROWS = {  # room: the rooms it may import, at the top or inside a function
     "engine_worker": "architectures child ghost units",
     "engine": "architectures child formats gguf memory mixes need",
     "runner_child": "child units",
-    "speed": "hardware need units",
+    "speed_model": "architectures formats memory mixes units",
+    "speed": "download gguf hardware need runner speed_model units",
+    "quality_child": "child units",
+    "quality": "child download engine formats gguf hardware memory need units",
+    "ports": "units",
+    "servers": "need ports runner stores",
+    "stores": "download fit formats gguf hardware memory units",
+    "hub": "download fit formats gguf hardware memory need remote units",
+    "bundle": "need units",
+    "classroom": "download fit formats gguf hardware memory models need units",
+    "work": "need runner units",
+    "rag": "need runner units work",
     "runner": "child download fit gguf hardware memory need units",
     "doctor": "child hardware need units",
     "figures": "fit formats memory need units",
     "figures_machine": "figures memory speed units",
-    "explore": "architectures commands engine figures fit formats hardware memory models need units",
+    "figures_quality": "figures quality units",
+    "figures_speed": "figures speed units",
+    "panels_live": "figures figures_machine hardware need runner units",
+    "panels_hub": "download figures hub need units",
+    "explore": "architectures commands engine figures figures_speed fit formats hardware memory models need speed "
+    "units",
     "panels": "commands download engine explore figures fit formats gguf hardware memory models need runner units",
 }
-MATHS = {"units", "formats", "architectures", "mixes", "planner", "memory", "fit", "models"}
+MATHS = {"units", "formats", "architectures", "mixes", "planner", "memory", "fit", "models", "speed_model"}
 WITH_NUMPY = {"gguf", "quant"}  # rooms that are about rows of numbers, and load numpy with them
 FOR_MATHS = {"numpy", "gguf", "tomli"}  # tomli: the catalogue's format, before Python 3.11 knows it
 
 AWKWARD = {  # package: the rooms that may import it, inside a function, when it is used
-    "llama_cpp": {"engine_worker", "runner_child"},
+    "llama_cpp": {"engine_worker", "quality_child", "runner_child"},
     "psutil": {"hardware", "runner"},  # runner: the memory of its own child, where there is no /proc
     "pynvml": {"hardware"},
-    "huggingface_hub": {"download", "remote"},  # whole files, and parts of files
+    "huggingface_hub": {"download", "hub", "remote"},  # whole files, what there is, and parts of files
     "plotly": {"figures"},
-    "ipywidgets": {"explore", "panels", "panels_numbers"},
+    "ipywidgets": {"explore", "panels", "panels_hub", "panels_live", "panels_numbers"},
     "anywidget": {"explore"},
+    "openai": {"servers"},
+    "ollama": {"servers", "stores"},  # stores only says the tool's name
+    "faiss": {"rag"},
 }
-PROGRAMS = {"child", "doctor", "ghost", "hardware"}  # rooms that start other programs
+PROGRAMS = {"bundle", "child", "doctor", "ghost", "hardware"}  # rooms that start other programs
 FACTORS = {float(base**power) for base in (1000, 1024) for power in (1, 2, 3, 4)}
 
 

@@ -519,7 +519,7 @@ def test_a_child_that_dies_is_a_clear_error_and_the_next_load_works(tiny, name):
             os.kill(tiny._child.pid, getattr(signal, name))
 
     with pytest.raises(ModelDied, match=f"{name}.*model.reload") as caught:
-        tiny.ask("hello", temperature=2.0, top_k=0, top_p=1.0, max_tokens=450, stream=kill)
+        tiny.ask("hello", temperature=2.0, top_k=0, top_p=1.0, max_tokens=450, seed=0, stream=kill)
     assert caught.value.partial_text.startswith("".join(pieces[:2]))
     assert not tiny.alive and tiny not in runner.loaded()
     with pytest.raises(ModelDied, match=f"{name}.*model.reload"):

@@ -35,7 +35,9 @@ start = load(ROOT / "start.py", "start_under_test")
 
 
 def options(**changes):
-    return argparse.Namespace(**{"tests": False, "engine": True, "port": None, "browser": True, **changes})
+    return argparse.Namespace(
+        **{"tests": False, "app": False, "engine": True, "port": None, "browser": True, "bundle": None, **changes}
+    )
 
 
 @pytest.fixture
@@ -825,6 +827,100 @@ def test_the_server_configuration_fits_the_installed_server(kit):
     assert answer.split() == ["open_without_delay", "True"]
     defaults = json.loads((config / "labconfig" / "default_setting_overrides.json").read_text())
     assert defaults["@jupyterlab/apputils-extension:notification"]["fetchNews"] == "false"
+
+
+# --- packages from a folder instead of the network -------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundle(kit, pip_calls, monkeypatch):
+    """A bundle beside start.py, for this system and this kit, with one wheel."""
+    folder = kit / "bundle"
+    (folder / "wheels").mkdir(parents=True)
+    (folder / "wheels" / "a.whl").write_bytes(b"a wheel")
+    monkeypatch.setattr(start, "PIP_SETTINGS", dict(start.PIP_SETTINGS))
+    facts = {
+        "lock": start.sha256((kit / "requirements.lock").read_bytes()),
+        "holds": {start.this_system(): ["engine", "model", "packages"]},
+        "files": {"wheels/a.whl": [7, start.sha256(b"a wheel")]},
+    }
+
+    def write(**changes):
+        (folder / "bundle.json").write_text(json.dumps({**facts, **changes}))
+
+    write()
+    return argparse.Namespace(folder=folder, write=write)
+
+
+def from_bundle():
+    return start.PIP_SETTINGS.get("PIP_NO_INDEX"), start.PIP_SETTINGS.get("PIP_FIND_LINKS")
+
+
+def test_a_bundle_beside_start_py_is_used_without_being_named(kit, bundle, pip_calls, capsys):
+    prepare(kit)
+    assert from_bundle() == ("1", (kit / "bundle" / "wheels").as_uri()) and " " not in from_bundle()[1]
+    assert "no network is needed" in capsys.readouterr().out and len(pip_calls) == 3
+
+
+def test_a_bundle_is_named_by_its_folder_or_the_one_around_it(kit, bundle, tmp_path):
+    elsewhere = tmp_path / "stick"
+    elsewhere.mkdir()
+    shutil.move(str(bundle.folder), str(elsewhere / "bundle"))
+    for name in (elsewhere, elsewhere / "bundle"):
+        (kit / ".venv" / "start.json").write_text('{"key": "", "done": []}')
+        start.PIP_SETTINGS.pop("PIP_FIND_LINKS", None)
+        prepare(kit, bundle=str(name))
+        assert from_bundle()[1] == (elsewhere / "bundle" / "wheels").as_uri()
+
+
+def spoil(bundle, how):
+    if how == "another kit":
+        bundle.write(lock="0" * 64)
+    if how == "another system":
+        bundle.write(holds={"Python 3.9, Amiga": ["packages"]})
+    if how == "damaged":
+        (bundle.folder / "wheels" / "a.whl").write_bytes(b"a wheeX")
+    if how == "missing":
+        (bundle.folder / "wheels" / "a.whl").unlink()
+    if how == "unreadable":
+        (bundle.folder / "bundle.json").write_text("[1]")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("another kit", "made for another version of the kit"),
+        ("another system", "is for Python 3.9, Amiga; this is Python 3."),
+        ("damaged", "1 files of the bundle in .* are missing or damaged, first wheels/a.whl"),
+        ("missing", "1 files of the bundle in .* are missing or damaged, first wheels/a.whl"),
+        ("unreadable", "cannot be read. Copy the bundle again"),
+    ],
+)
+def test_a_bundle_that_cannot_be_used_is_said(kit, bundle, pip_calls, capsys, how, said):
+    spoil(bundle, how)
+    with pytest.raises(start.Trouble, match=said):
+        prepare(kit, bundle=str(bundle.folder))
+    assert pip_calls == []
+    prepare(kit)  # one that only lies there stops nobody
+    assert re.search(f"{said}.*Going on with the network", capsys.readouterr().out)
+    assert from_bundle() == (None, None) and len(pip_calls) == 3
+
+
+def test_a_folder_that_is_no_bundle(kit, pip_calls, tmp_path):
+    with pytest.raises(start.Trouble, match="is no bundle: it has no bundle.json"):
+        prepare(kit, bundle=str(tmp_path))
+
+
+def test_a_bundle_without_an_engine_goes_on_without_it(kit, bundle, pip_calls, capsys):
+    bundle.write(holds={start.this_system(): ["model", "packages"]})
+    prepare(kit)
+    assert not any("engine" in title for title in pip_calls)
+    assert "It holds no engine for this system" in capsys.readouterr().out
+
+
+def test_the_tests_are_set_up_with_the_network(kit, bundle, pip_calls):
+    prepare(kit, tests=True)
+    assert from_bundle() == (None, None)
 
 
 # --- the whole command -----------------------------------------------------------------------------------------------

@@ -1,0 +1,679 @@
+"""Servers of models: played ones (good, off, slow, half, broken, lying), and two real ones with the packaged model.
+
+Ollama and LM Studio are played from the formats that their documentation prints; neither program was run here.
+"""
+
+import contextlib
+import importlib.util
+import json
+import socket
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import real_server
+
+from helpers import download, ports, runner, servers
+from helpers.servers import ServerError, ask, connect
+
+HANG_SECONDS = 5  # what is promised for everything but an answer
+SECRET = "sk-secretsecret"
+needs_openai = pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="openai is not installed")
+needs_ollama = pytest.mark.skipif(importlib.util.find_spec("ollama") is None, reason="ollama is not installed")
+
+
+# --- played servers ------------------------------------------------------------------------------------------------
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.play()
+
+    def do_POST(self):
+        length = int(self.headers.get("Content-Length", 0))
+        self.body = json.loads(self.rfile.read(length) or b"{}")
+        self.play()
+
+    def play(self):
+        self.server.seen.append((self.path, dict(self.headers), getattr(self, "body", None)))
+        part = self.server.plays.get(self.path, self.server.plays.get("*", (404, {"error": "no such page"})))
+        with contextlib.suppress(OSError):
+            part(self) if callable(part) else self.say(*part)
+
+    def say(self, status, value):
+        raw = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def stream(self, pieces, end=True, kind="text/event-stream"):
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for piece in pieces:
+            if isinstance(piece, float):
+                time.sleep(piece)
+                continue
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            self.wfile.flush()
+        if end:
+            self.wfile.write(b"0\r\n\r\n")
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+class Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False  # a handler that sleeps must not hold the test
+
+    def handle_error(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def playing(plays):
+    """A server on 127.0.0.1 that answers each path as `plays` says; its `url` and what it has `seen`."""
+    server = Quiet(("127.0.0.1", 0), Handler)
+    server.plays, server.seen = plays, []
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def chunk(text=None, finish=None, **more):
+    delta = {"content": text} if text is not None else {}
+    value = {
+        "id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}], **more,
+    }  # fmt: skip
+    return b"data: " + json.dumps(value).encode() + b"\n\n"
+
+
+COUNTED = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
+USAGE = (
+    b"data: " + json.dumps({"id": "1", "object": "c", "model": "m", "choices": [], "usage": COUNTED}).encode() + b"\n\n"
+)
+DONE = b"data: [DONE]\n\n"
+GOOD = [chunk("One"), chunk(" two"), chunk(" three"), chunk(finish="stop"), USAGE, DONE]
+MODELS = (200, {"object": "list", "data": [{"id": "m", "object": "model", "max_model_len": 4096}]})
+
+
+def plain(answer=GOOD, end=True, **more):
+    """A server that only speaks OpenAI's protocol; `answer` is streamed to every question."""
+    stream = answer if callable(answer) or isinstance(answer, tuple) else lambda h: h.stream(answer, end)
+    return {"/v1/models": MODELS, "/v1/chat/completions": stream, **more}
+
+
+# What Ollama's documentation prints (docs/api.md, "List Local Models", "Show", "List Running Models", "Chat").
+LLAMA32 = {
+    "name": "llama3.2:latest", "model": "llama3.2:latest", "modified_at": "2025-05-04T17:37:44.706015396-07:00",
+    "size": 2019393189, "digest": "a80c4f17acd55265feec403c7aef86be0c25983ab279d83f3bcd3abbcb5b8b72",
+    "details": {
+        "parent_model": "", "format": "gguf", "family": "llama", "families": ["llama"], "parameter_size": "3.2B",
+        "quantization_level": "Q4_K_M",
+    },
+}  # fmt: skip
+DEEPSEEK = {**LLAMA32, "name": "deepseek-r1:latest", "model": "deepseek-r1:latest", "size": 4683075271}
+SHOW = {
+    "modelfile": "# Modelfile generated by \"ollama show\"\nFROM llama3.2:latest\n",
+    "parameters": "num_keep                       24\nnum_ctx                        8192\nstop  \"<|eot_id|>\"",
+    "details": LLAMA32["details"],
+    "model_info": {"general.architecture": "llama", "llama.context_length": 131072, "llama.block_count": 28},
+    "capabilities": ["completion", "tools"],
+}  # fmt: skip
+RUNNING = {**DEEPSEEK, "expires_at": "2024-06-04T14:38:31.83753-07:00", "size_vram": 0, "context_length": 4096}
+OLLAMA_LINES = [
+    {"model": "llama3.2", "created_at": "2023-08-04T08:52:19.385406455-07:00",
+     "message": {"role": "assistant", "content": word, "images": None}, "done": False}
+    for word in ("The", " sky")
+] + [
+    {"model": "llama3.2", "created_at": "2023-08-04T19:22:45.499127Z", "message": {"role": "assistant", "content": ""},
+     "done_reason": "stop", "done": True, "total_duration": 4883583458, "load_duration": 1334875,
+     "prompt_eval_count": 26, "prompt_eval_duration": 342546000, "eval_count": 282, "eval_duration": 4535599000},
+]  # fmt: skip
+
+
+def json_lines(values):
+    return [json.dumps(value).encode() + b"\n" for value in values]
+
+
+def show(handler):
+    handler.say(200, SHOW if handler.body["model"].startswith("llama3.2") else {**SHOW, "parameters": ""})
+
+
+OLLAMA = {
+    "/api/version": (200, {"version": "0.5.1"}),
+    "/api/tags": (200, {"models": [LLAMA32, DEEPSEEK]}),
+    "/api/ps": (200, {"models": [RUNNING]}),
+    "/api/show": show,
+    "/api/chat": lambda handler: handler.stream(json_lines(OLLAMA_LINES), kind="application/x-ndjson"),
+}
+# LM Studio's documentation, "REST API v0"; it answers unknown paths with status 200 and an error.
+STUDIO = {
+    "*": (200, {"error": "Unexpected endpoint or method."}),
+    "/api/v0/models": (200, {"object": "list", "data": [
+        {"id": "meta-llama-3.1-8b-instruct", "object": "model", "type": "llm", "publisher": "lmstudio-community",
+         "arch": "llama", "compatibility_type": "gguf", "quantization": "Q4_K_M", "state": "loaded",
+         "max_context_length": 131072, "loaded_context_length": 4096},
+        {"id": "qwen2-vl-7b-instruct", "object": "model", "type": "vlm", "publisher": "mlx-community",
+         "arch": "qwen2_vl", "compatibility_type": "mlx", "quantization": "4bit", "state": "not-loaded",
+         "max_context_length": 32768},
+        {"id": "text-embedding-nomic-embed-text-v1.5", "object": "model", "type": "embeddings", "state": "loaded",
+         "arch": "nomic-bert", "quantization": "Q4_0", "max_context_length": 2048},
+    ]}),
+    "/v1/models": MODELS,
+    "/v1/chat/completions": lambda handler: handler.stream(GOOD),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    for name in ("OLLAMA_HOST", "HELPERS_SERVER", "HELPERS_SERVER_KEY", "OPENAI_API_KEY", "OLLAMA_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+    """Little patience, so that a test of a silent server is short."""
+    monkeypatch.setattr(ports, "LOOK_WITHIN_S", 0.3)
+
+
+# --- what runs where -----------------------------------------------------------------------------------------------
+
+
+def test_ollama_tells_quantization_and_context(monkeypatch):
+    with playing(OLLAMA) as played:
+        monkeypatch.setenv("OLLAMA_HOST", played.url.removeprefix("http://"))
+        server = connect("ollama")
+        llama, deepseek = server.models()
+    assert (server.kind, server.version, server.api_url) == ("Ollama", "0.5.1", played.url + "/v1")
+    assert (llama.name, llama.quantization, llama.n_ctx, llama.n_ctx_train) == (
+        "llama3.2:latest", "Q4_K_M", 8192, 131072,
+    )  # fmt: skip
+    assert llama.loaded is False and llama.size_bytes == 2019393189
+    assert deepseek.loaded is True and deepseek.n_ctx == 4096  # the context that it really has, of /api/ps
+    assert str(llama) == "llama3.2:latest, Q4_K_M, 8,192 tokens of 131,072, 1.9 GiB, not loaded"
+
+
+def test_a_cloud_model_says_that_it_is_not_here():
+    row = {**LLAMA32, "remote_host": "https://ollama.com:443", "remote_model": "gpt-oss:120b"}
+    with playing({**OLLAMA, "/api/tags": (200, {"models": [row]}), "/api/ps": (200, {"models": []})}) as played:
+        assert "not from here" in connect(played.url).models()[0].note
+
+
+def test_lm_studio_is_known_though_it_answers_everything():
+    with playing(STUDIO) as played:
+        server = connect(played.url)
+        llama, qwen, nomic = server.models()
+    assert server.kind == "LM Studio"
+    assert (llama.quantization, llama.n_ctx, llama.n_ctx_train, llama.loaded) == ("Q4_K_M", 4096, 131072, True)
+    assert (qwen.n_ctx, qwen.loaded) == (0, False) and nomic.note == ports.FOR_EMBEDDINGS
+
+
+def test_any_other_server_is_known_by_its_list():
+    with playing(plain()) as played:
+        server = connect(played.url + "/v1/")
+        assert (server.kind, server.url) == ("OpenAI-compatible", played.url)
+        assert server.models()[0].n_ctx == 4096
+
+
+def test_find_looks_at_what_was_named_and_at_this_computer(monkeypatch):
+    monkeypatch.setattr(ports, "PORTS", {**ports.PORTS, ports.LM_STUDIO: 9, ports.LLAMA_SERVER: 9})
+    monkeypatch.setattr(ports, "OTHER_PORTS", (9,))
+    with playing(OLLAMA) as one, playing(plain()) as two, playing(STUDIO) as three:
+        monkeypatch.setenv("OLLAMA_HOST", one.url)
+        monkeypatch.setenv("HELPERS_SERVER", two.url + "/v1")
+        found = servers.find([three.url])
+    assert [server.kind for server in found] == ["Ollama", "LM Studio", "OpenAI-compatible"]
+
+
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0:8888", "http://127.0.0.1:8888"),
+        ("example.org", "http://example.org:11434"),
+        ("https://example.org", "https://example.org:443"),
+        ("http://example.org/", "http://example.org:80"),
+        ("::1", "http://[::1]:11434"),
+        ("[::1]:99", "http://[::1]:99"),
+        ("' example.org:77 '", "http://example.org:77"),
+        ("host:notaport", "http://127.0.0.1:11434"),
+    ],
+)
+def test_ollama_host_by_its_own_rules(said, means, monkeypatch):
+    monkeypatch.setenv("OLLAMA_HOST", said)
+    assert ports._ollama_url() == means
+
+
+@pytest.mark.parametrize("where", ["", "nonsense", "ftp://x", "http://", "http://x:notaport", "file:///etc/passwd"])
+def test_what_is_no_address_is_refused(where):
+    with pytest.raises(ServerError, match="is no server. Write an address"):
+        connect(where)
+
+
+def test_a_password_in_an_address_is_refused_and_not_repeated():
+    with pytest.raises(ServerError) as error:
+        connect(f"http://ada:{SECRET}@127.0.0.1:1")
+    assert SECRET not in str(error.value) and "HELPERS_SERVER_KEY" in str(error.value)
+
+
+# --- keys, proxies, redirects --------------------------------------------------------------------------------------
+
+
+def test_the_key_goes_to_the_named_server_only_and_is_never_shown(monkeypatch):
+    monkeypatch.setenv("HELPERS_SERVER_KEY", SECRET)
+    with playing(plain()) as mine, playing(plain()) as other:
+        monkeypatch.setenv("HELPERS_SERVER", mine.url + "/v1")
+        server = connect("class")
+        connect(other.url)
+    assert all(headers["Authorization"] == f"Bearer {SECRET}" for _, headers, _ in mine.seen)
+    assert all("Authorization" not in headers for _, headers, _ in other.seen)
+    assert SECRET not in f"{server!r} {server}"
+
+
+def test_the_key_of_openai_leaves_only_over_https(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    for address, key in (("https://class.example/v1", SECRET), ("http://class.example/v1", "")):
+        monkeypatch.setenv("HELPERS_SERVER", address)
+        assert ports._key(ports._base(address)) == key
+    assert ports._key("https://other.example") == ""
+
+
+def test_a_server_that_repeats_the_key_does_not_get_it_printed(monkeypatch):
+    monkeypatch.setenv("HELPERS_SERVER_KEY", SECRET)
+    with playing({"*": (500, {"error": {"message": f"bad key {SECRET}"}})}) as played:
+        monkeypatch.setenv("HELPERS_SERVER", played.url)
+        with pytest.raises(ServerError) as error:
+            connect("class")
+    assert "***" in str(error.value) and SECRET not in str(error.value)
+
+
+def test_a_key_that_is_missing_is_named():
+    with (
+        playing({"*": (401, {"error": {"message": "Invalid API Key"}})}) as played,
+        pytest.raises(ServerError, match="wants a key.*HELPERS_SERVER_KEY"),
+    ):
+        connect(played.url)
+
+
+def test_this_computer_is_not_asked_through_a_proxy(monkeypatch):
+    with playing(plain()) as played:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv("no_proxy", "")
+        assert connect(played.url).models()
+
+
+def test_nobody_sends_us_elsewhere():
+    with playing(plain()) as elsewhere:
+
+        def send_away(handler):
+            handler.send_response(302)
+            handler.send_header("Location", elsewhere.url + handler.path)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+
+        with playing({"*": send_away}) as played, pytest.raises(ServerError, match="not followed"):
+            connect(played.url)
+        assert elsewhere.seen == []
+
+
+# --- what goes wrong while looking ---------------------------------------------------------------------------------
+
+
+def silence(handler):
+    time.sleep(3)
+
+
+def drip(handler):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    for _ in range(30):
+        handler.wfile.write(b"X-A: b\r\n")
+        handler.wfile.flush()
+        time.sleep(0.1)
+
+
+def no_end(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(100):
+        handler.wfile.write(b" " * 1000)
+        time.sleep(0.05)
+
+
+WRONG = {
+    "500": ((500, {"error": {"message": "out of memory"}}), "failed with error 500: out of memory"),
+    "500 page": ((500, b"<html>Oops</html>"), "error 500 without a reason"),
+    "404": ((404, {"error": "nothing"}), "does not know what it was asked for|is no server of models"),
+    "page": ((200, b"<html>Welcome</html>"), "no server of models"),
+    "list": ((200, []), "no server of models"),
+    "other": ((200, {"hello": 1}), "no server of models"),
+    "deep": ((200, b"[" * 100_000), "no server of models"),
+    "loading": ((503, {"error": {"message": "Loading model"}}), "still loading its model"),
+    "silent": (silence, "did not answer in time"),
+    "drip": (drip, "did not answer in time"),
+    "no end": (no_end, "did not answer in time"),
+    "hangs up": (lambda handler: handler.connection.shutdown(socket.SHUT_RDWR), "closed the connection|no server of"),
+    "not http": (lambda handler: handler.wfile.write(b"SSH-2.0-OpenSSH_9\r\n"), "no server of models"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_server_is_one_clear_sentence(name, hurried):
+    part, says = WRONG[name]
+    start = time.monotonic()
+    with playing({"*": part}) as played, pytest.raises(ServerError, match=says) as error:
+        connect(played.url)
+    assert time.monotonic() - start < HANG_SECONDS
+    assert played.url in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_server_that_is_off_says_how_to_start_it(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound but not listening: connecting is refused
+        monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(ServerError, match="Nothing answers at .*ollama serve"):
+            connect("ollama")
+
+
+def test_an_unknown_name_is_said(hurried, monkeypatch):
+    def unknown(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(ports, "_get", unknown)
+    with pytest.raises(ServerError, match="Nobody on this network knows the name nosuchhost"):
+        connect("http://nosuchhost:8000")
+
+
+def test_looking_ends_within_five_seconds():
+    assert ports.LOOK_WITHIN_S + 0.5 <= HANG_SECONDS
+
+
+def test_the_words_of_a_server_are_cleaned():
+    with (
+        playing({"*": (500, {"error": "\x1b[31mred\x07\n" + "x" * 999})}) as played,
+        pytest.raises(ServerError) as error,
+    ):
+        connect(played.url)
+    assert "\x1b" not in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_a_wrong_model_name_is_an_error_before_anything_is_asked():
+    with playing(OLLAMA) as played:
+        with pytest.raises(ServerError, match="no model called 'lama3.2'. It has llama3.2:latest.*ollama pull lama3.2"):
+            ask(played.url, "Hi", model="lama3.2")
+        played.plays["/api/ps"] = (200, {"models": []})
+        with pytest.raises(ServerError, match="several models.*llama3.2:latest, deepseek-r1:latest"):
+            ask(played.url, "Hi")
+    assert "/api/chat" not in [path for path, _, _ in played.seen]
+
+
+def test_a_server_without_models_says_how_to_get_one():
+    with (
+        playing({**OLLAMA, "/api/tags": (200, {"models": []})}) as played,
+        pytest.raises(ServerError, match="ollama pull"),
+    ):
+        ask(played.url, "Hi")
+
+
+def test_a_missing_client_names_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with playing(plain()) as played, pytest.raises(ImportError, match="pip install openai"):
+        ask(played.url, "Hi")
+
+
+def test_stream_must_be_callable():
+    with pytest.raises(TypeError, match="stream='yes'"):
+        ask("http://127.0.0.1:9", "Hi", stream="yes")
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+slow = pytest.mark.slow  # the clients alone take a second to import
+
+
+@slow
+@needs_openai
+def test_an_answer_is_streamed_and_measured(capsys):
+    pieces = []
+    with playing(plain([chunk("One"), 0.05, chunk(" two"), 0.05, *GOOD[2:]])) as played:
+        reply = ask(played.url, "Count", system="Be brief.", max_tokens=5, seed=3, stream=pieces.append)
+        ask(played.url, "Count", stream=True)
+    asked = next(body for path, _, body in played.seen if path == "/v1/chat/completions")
+    assert pieces == ["One", " two", " three"] and reply.text == "One two three"
+    assert capsys.readouterr().out == "One two three\n"
+    assert asked["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (asked["model"], asked["max_tokens"], asked["seed"]) == ("m", 5, 3)
+    assert (reply.prompt_tokens, reply.answer_tokens, reply.counted_by) == (9, 3, "server")
+    assert reply.finish_reason == "stop" and reply.history[-1]["content"] == "One two three"
+    assert 0 < reply.first_token_seconds < reply.seconds
+    assert reply.tokens_per_second == pytest.approx(2 / (reply.seconds - reply.first_token_seconds))
+    assert "One two" in reply._repr_html_() and "tokens/s by our clock" in str(reply)
+
+
+@slow
+@needs_openai
+def test_who_counted_and_who_measured_is_said():
+    timings = {"prompt_n": 2, "cache_n": 7, "prompt_per_second": 50.0, "predicted_per_second": 20.5}
+    thought = chunk().replace(b'"delta": {}', b'"delta": {"reasoning_content": "Hm."}')
+    with playing(plain([thought, *GOOD[:3], chunk(finish="length", timings=timings), DONE])) as played:
+        reply = ask(played.url, "Hi")
+    assert reply.server_says == {"prompt_tokens_per_second": 50.0, "tokens_per_second": 20.5}
+    assert (reply.answer_tokens, reply.counted_by, reply.thoughts) == (4, "pieces", "Hm.")
+    assert reply.finish_reason == "length" and len(reply.notes) == 3
+
+
+@slow
+@needs_openai
+def test_the_words_of_a_model_are_escaped():
+    with playing(plain([chunk("<b>hi</b>"), chunk(finish="stop"), DONE])) as played:
+        assert "<b>" not in ask(played.url, "Hi")._repr_html_()
+
+
+@slow
+@needs_ollama
+def test_ollama_is_asked_by_its_own_client_and_its_figures_kept(monkeypatch):
+    monkeypatch.setenv("OLLAMA_API_KEY", SECRET)  # the key of Ollama's own site has no business elsewhere
+    with playing(OLLAMA) as played:
+        monkeypatch.setenv("OLLAMA_HOST", played.url)
+        reply = ask("ollama:llama3.2", "Why is the sky blue?", temperature=0, n_ctx=2048)
+    _, headers, body = next(row for row in played.seen if row[0] == "/api/chat")
+    assert body["model"] == "llama3.2:latest" and SECRET not in str(headers)
+    assert body["options"] == {"num_predict": 256, "temperature": 0, "top_p": 0.95, "num_ctx": 2048}
+    assert "in one piece" in reply.notes[0]  # the recording's count belongs to a longer answer than its pieces
+    assert reply.text == "The sky" and (reply.prompt_tokens, reply.answer_tokens) == (26, 282)
+    assert reply.server_says["tokens_per_second"] == pytest.approx(282 / 4.535599)
+    assert reply.server_says["prompt_tokens_per_second"] == pytest.approx(26 / 0.342546)
+    assert reply.server_says["load_seconds"] == pytest.approx(0.001334875)
+
+
+@slow
+@needs_openai
+def test_lm_studio_is_asked_for_the_model_that_is_loaded():
+    with playing(STUDIO) as played:
+        assert ask(played.url, "Hi").model == "meta-llama-3.1-8b-instruct"
+
+
+BROKEN = {
+    "500": ((500, {"error": {"message": "out of memory"}}), "failed with error 500: out of memory"),
+    "400": ((400, {"error": {"message": "exceeds the context"}}), "refuses the question with error 400: exceeds"),
+    "404": ((404, {"error": {"message": "model not found"}}), "does not know what it was asked for"),
+    "nothing": ([], "ended without an answer"),
+    "no json": ([b"data: {oops\n\n"], "no server of models|could not be asked|ended without"),
+    "hangs up": (lambda handler: handler.connection.shutdown(socket.SHUT_RDWR), "closed the connection"),
+    "moved": ((307, b""), "not followed"),
+}
+
+
+@slow
+@needs_openai
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_answer_is_one_clear_sentence(name):
+    part, says = BROKEN[name]
+    start = time.monotonic()
+    with playing(plain(part)) as played, pytest.raises(ServerError, match=says):
+        ask(played.url, "Hi")
+    assert time.monotonic() - start < HANG_SECONDS
+
+
+@slow
+@needs_openai
+@pytest.mark.parametrize("end", [True, False])
+def test_half_an_answer_is_an_error_that_keeps_the_half(end):
+    with (
+        playing(plain([chunk("Half an"), chunk(" ans")], end)) as played,
+        pytest.raises(ServerError, match="stopped in the middle of its answer, after 2 pieces") as error,
+    ):
+        ask(played.url, "Hi")
+    assert error.value.partial_text == "Half an ans"
+
+
+@slow
+@needs_ollama
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (json_lines(OLLAMA_LINES[:1]), "stopped in the middle"),
+        ([*json_lines(OLLAMA_LINES[:1]), b'{"error": "llama runner process has terminated"}\n'], "runner process"),
+        ([b'{"error": "model requires more system memory"}\n'], "more system memory"),
+        ([*json_lines(OLLAMA_LINES[:1]), b'{"mess'], "stopped in the middle"),
+    ],
+)
+def test_ollamas_errors_in_the_middle(lines, says):
+    with (
+        playing({**OLLAMA, "/api/chat": lambda handler: handler.stream(lines)}) as played,
+        pytest.raises(ServerError, match=says),
+    ):
+        ask(played.url, "Hi", model="llama3.2")
+
+
+@slow
+@needs_openai
+def test_a_slow_answer_is_not_cut_while_pieces_come(capsys):
+    words = [part for word in "abcdefgh" for part in (0.15, chunk(word))]
+    with playing(plain([*words, *GOOD[3:]])) as played:
+        reply = ask(played.url, "Hi", first_token_within_s=2, piece_within_s=0.6)
+    assert reply.text == "abcdefgh" and reply.seconds > 0.6
+
+
+@slow
+@needs_openai
+@pytest.mark.parametrize(
+    ("stream", "says", "partial"),
+    [
+        ([2.0, *GOOD], "said nothing for 0.4 s.*first_token_within_s", ""),
+        ([chunk("One"), 2.0, *GOOD[1:]], "fell silent for 0.4 s.*piece_within_s", "One"),
+    ],
+)
+def test_patience_ends(stream, says, partial):
+    with playing(plain(stream)) as played, pytest.raises(ServerError, match=says) as error:
+        ask(played.url, "Hi", first_token_within_s=0.4, piece_within_s=0.4)
+    assert error.value.partial_text == partial
+
+
+@slow
+@needs_openai
+def test_a_long_wait_is_said_and_wiped(monkeypatch, capsys):
+    monkeypatch.setattr(servers, "SAY_WAITING_AFTER_S", 0.0)
+    with playing(plain([1.3, *GOOD])) as played:
+        ask(played.url, "Hi")
+        ask(played.url, "Hi", progress=False)
+    out = capsys.readouterr().out
+    assert out.count("reads the prompt or loads the model: 1 s") == 1 and out.endswith("\r")
+
+
+@slow
+@needs_openai
+def test_a_function_that_fails_ends_the_answer():
+    def fails(piece):
+        raise ZeroDivisionError
+
+    with playing(plain()) as played, pytest.raises(ZeroDivisionError):
+        ask(played.url, "Hi", stream=fails)
+
+
+@slow
+@needs_openai
+def test_ctrl_c_keeps_what_came():
+    def interrupt(piece):
+        raise KeyboardInterrupt
+
+    with playing(plain([chunk("One"), 0.2, *GOOD[1:]])) as played:
+        reply = ask(played.url, "Hi", stream=interrupt)
+        assert (reply.text, reply.finish_reason) == ("One", "cancelled")
+        assert ask(played.url, "Hi").text == "One two three"
+
+
+@slow
+@needs_openai
+def test_compare_puts_an_error_in_its_place():
+    with playing(plain()) as played:
+        one, two = servers.compare([(played.url, "m"), "http://127.0.0.1:9"], "Hi", max_tokens=3)
+    assert one.text == "One two three" and isinstance(two, ServerError)
+
+
+# --- real servers --------------------------------------------------------------------------------------------------
+
+QUESTION = "What is a computer? Answer in one sentence."
+REAL = {"xllamacpp": "xllamacpp", "llama_cpp": "sse_starlette"}
+
+
+@slow
+@needs_openai
+@pytest.mark.model
+@pytest.mark.parametrize("kind", REAL)
+def test_a_real_server_answers_as_the_runner_does(kind, tmp_path):
+    if importlib.util.find_spec(REAL[kind]) is None:
+        pytest.skip(f"{kind}'s server is not installed (package {REAL[kind]})")
+    path = download.default_model()
+    with real_server.running(kind, path, tmp_path) as (url, _):
+        server = connect(url)
+        (model,) = server.models()
+        reply = ask(server, QUESTION, model=path.name, max_tokens=24, temperature=0)
+        with pytest.raises(ServerError, match="has no model called 'llama9'"):
+            ask(server, QUESTION, model="llama9")
+        with pytest.raises(ServerError, match="context|without an answer"):
+            ask(server, "word " * 1500, max_tokens=4)
+        again = ask(server, QUESTION, max_tokens=24, temperature=0)
+    with pytest.raises(ServerError, match="Nothing answers"):
+        server.models()
+    with runner.load(path, n_ctx=real_server.N_CTX) as loaded:
+        ours = ask(loaded, QUESTION, max_tokens=24, temperature=0)
+    # Not the same words: the programs differ in llama.cpp's version and in how they cut the work into batches.
+    assert reply.text.startswith(ours.text.split(",")[0][:20]) and again.text[:20] == reply.text[:20]
+    assert reply.finish_reason in ("stop", "length") and reply.tokens_per_second > 0 < ours.tokens_per_second
+    assert ours.server_says["tokens_per_second"] > 0 and ours.answer_tokens <= 24
+    if kind == "xllamacpp":
+        assert (server.kind, model.quantization, model.n_ctx, model.n_ctx_train, server.n_slots) == (
+            "llama-server", "Q4_1", real_server.N_CTX, 8192, 1,
+        )  # fmt: skip
+        assert reply.counted_by == "server" and reply.prompt_tokens == ours.prompt_tokens
+        assert reply.server_says["tokens_per_second"] > 0
+
+
+@slow
+@needs_openai
+@pytest.mark.model
+def test_a_server_that_is_killed_in_the_middle_of_an_answer(tmp_path):
+    if importlib.util.find_spec("xllamacpp") is None:
+        pytest.skip("xllamacpp is not installed")
+    with (
+        real_server.running("xllamacpp", download.default_model(), tmp_path) as (url, process),
+        pytest.raises(ServerError, match="stopped in the middle") as error,
+    ):
+        ask(url, "Tell a long story.", max_tokens=500, stream=lambda piece: process.kill())
+    assert error.value.partial_text
