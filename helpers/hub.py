@@ -96,7 +96,7 @@ class Table(list):
 
     def __init__(self, rows=(), note=""):
         super().__init__(rows)
-        self.note = note
+        self.note = units.printable(note)
 
     def __str__(self):
         return "\n".join(filter(None, [_text_table(self) if self else "", self.note]))
@@ -481,9 +481,9 @@ def cells(row):
             "repository": _plain(row.id) + (" (gated)" if row.gated else ""),
             "weights": units.show_count(row.n_params) if row.n_params else "",
             "context": f"{row.n_ctx_train:,}" if row.n_ctx_train else "",
-            "quantizations": ", ".join(row.quantizations[:6]) + (", ..." if len(row.quantizations) > 6 else ""),
+            "quantizations": _plain(", ".join(row.quantizations[:6]) + (", ..." if len(row.quantizations) > 6 else "")),
             "downloads": f"{row.downloads:,}",
-            "changed": row.modified,
+            "changed": _plain(row.modified),
         }
     verdict = row.verdict
     return {
@@ -492,7 +492,7 @@ def cells(row):
         "download": units.show_decimal(row.size_bytes) if row.size_bytes else "?",
         "needs": units.show(row.estimate.total_bytes) if row.estimate else "",
         "here": f"{fit.SIGNS[verdict.status]} {fit.SAYS[verdict.status]}" if verdict else "",
-        "known by": row.source,
+        "known by": _plain(row.source),
         "note": _plain(row.note, 160),
     }
 

@@ -73,7 +73,7 @@ class ServedModel:
         state = {True: "loaded", False: "not loaded", None: ""}[self.loaded]
         size = units.show(self.size_bytes) if self.size_bytes else ""
         words = [self.title, self.quantization or "quantization not told", context, size, state, self.note]
-        return ", ".join(filter(None, words))
+        return units.printable(", ".join(filter(None, words)), 1000)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Server:
 
     def __str__(self):
         slots = f", {self.n_slots} slot{'s' if self.n_slots > 1 else ''}" if self.n_slots else ""
-        return f"{self.kind}{' ' + self.version if self.version else ''} at {self.url}{slots}"
+        return units.printable(f"{self.kind}{' ' + self.version if self.version else ''} at {self.url}{slots}", 1000)
 
 
 # --- finding servers -----------------------------------------------------------------------------------------------

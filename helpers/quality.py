@@ -230,7 +230,7 @@ class Comparison:
         for row in (self.reference, *self.rows):
             first, *others = (says(row) for _, says in COLUMNS)
             mark = " (reference)" if row is self.reference else " *" if row.name in best else ""
-            lines.append((units.printable(first, 500) + mark, *others))
+            lines.append((units.printable(first, 500) + mark, *(units.printable(other, 500) for other in others)))
         return tuple(heading for heading, _ in COLUMNS), tuple(lines)
 
     def explanation(self):

@@ -173,9 +173,9 @@ class Answer:
         return "\n".join(map(units.printable, lines))
 
     def _repr_html_(self):
-        notes = "".join(f"<p>Note: {html.escape(units.printable(note))}</p>" for note in self.notes)
-        text = f'<div style="white-space: pre-wrap">{html.escape(units.printable(self.text))}</div>'
-        return f"{text}<p><small>{html.escape(self.measured())}</small></p>{notes}"
+        text, measured, *notes = (html.escape(units.printable(one)) for one in (self.text, self.measured(), *self.notes))
+        said = "".join(f"<p>Note: {note}</p>" for note in notes)
+        return f'<div style="white-space: pre-wrap">{text}</div><p><small>{measured}</small></p>{said}'
 
 
 def load(

@@ -110,7 +110,7 @@ class LocalModels(tuple):
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         lines = lines or ["No GGUF file was found in the places where these tools keep them."]
-        return "\n".join([line.rstrip() for line in lines] + [f"Note: {note}" for note in self.notes])
+        return "\n".join([line.rstrip() for line in lines] + [f"Note: {units.printable(note)}" for note in self.notes])
 
     __repr__ = __str__
 
@@ -118,7 +118,7 @@ class LocalModels(tuple):
         head = "".join(f'<th scope="col" style="{CARD_STYLE}">{title}</th>' for title in HEAD)
         cell = f'<td style="{CARD_STYLE}">'
         rows = (f"<tr>{''.join(f'{cell}{html.escape(text)}</td>' for text in model.cells())}</tr>" for model in self)
-        notes = "".join(f"<p>Note: {html.escape(note)}</p>" for note in self.notes)
+        notes = "".join(f"<p>Note: {html.escape(units.printable(note))}</p>" for note in self.notes)
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
         return (table if self else f"<p>{html.escape(str(LocalModels()))}</p>") + notes
 

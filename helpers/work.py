@@ -100,7 +100,7 @@ class Batch:
         return self.n_before + self.n_now == self.n_rows
 
     def __str__(self):
-        text = f"{self.n_before + self.n_now} of {self.n_rows} rows are in {self.path.name}"
+        text = f"{self.n_before + self.n_now} of {self.n_rows} rows are in {units.printable(self.path.name, 200)}"
         text += (
             f" ({self.n_before} from before, {self.n_now} now in {self.seconds:.1f} s, {self.n_errors} with an error)"
         )

@@ -57,6 +57,7 @@ NOTE = (
     "run here: the cells that ask it are there to be read, and everything else works. The panels begin with "
     "what a browser tells a page (8 GiB at most); say what your own computer has."
 )
+LINK = re.compile(r"\[([^]]+)\]\((?!https?:)([^)]+)\)")
 EXTENSION = "@jupyterlite/pyodide-kernel-extension:kernel"
 
 
@@ -315,9 +316,23 @@ def copy_lessons(folder, names):
         notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
         cells = [readable(cell) if "model" in cell["metadata"].get("tags", ()) else cell for cell in notebook["cells"]]
         note = {"cell_type": "markdown", "id": "in-the-browser", "metadata": {}, "source": NOTE}
-        notebook["cells"] = [cells[0], note, *cells[1:]]
+        notebook["cells"] = [relinked(cell, names) for cell in (cells[0], note, *cells[1:])]
         (folder / f"{name}.ipynb").write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
+    shutil.copy2(ROOT / "lessons" / "glossary.md", folder)
     return folder
+
+
+def relinked(cell, names):
+    """A text cell whose links lead to what the site has; the others become plain text."""
+    if cell["cell_type"] != "markdown":
+        return cell
+
+    def link(found):
+        text, target = found.groups()
+        target = target.rpartition("/")[2]
+        return f"[{text}]({target})" if target in {"glossary.md", *(f"{name}.ipynb" for name in names)} else text
+
+    return {**cell, "source": LINK.sub(link, "".join(cell["source"]))}
 
 
 def readable(cell):

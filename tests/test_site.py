@@ -3,6 +3,7 @@
 import http.client
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,9 @@ def test_cells_that_ask_the_engine_become_text_and_nothing_is_solved(site, tmp_p
         assert not any("model" in cell["metadata"].get("tags", ()) for cell in notebook["cells"])
         code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
         assert not any("engine.reserve" in source and "def " not in source for source in code)
+        text = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            assert target.startswith("http") or (folder / target).exists()
         assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
 
 
