@@ -161,7 +161,8 @@ def offer_to_die_first():
 class Parent:
     """The child's side: `requests()` yields what the parent sends, `send` answers.
 
-    A thread reads stdin, so the child ends at once when its parent is gone, even inside a long native call.
+    A thread reads stdin, so the child ends at once when its parent is gone, even inside a long native call; the files
+    named in `unfinished` go with it, for nobody is left to finish them.
     Whatever native code prints to stdout goes to the log instead of breaking the messages. When memory runs out, it is
     the first to go.
     """
@@ -172,7 +173,7 @@ class Parent:
         os.dup2(2, 1)
         self._lock = threading.Lock()
         self._requests = queue.SimpleQueue()
-        self.cancelled = threading.Event()
+        self.cancelled, self.unfinished = threading.Event(), ()
         self._counting = threading.Lock()
         self._received = self._taken = self._unwanted = 0  # requests so far; a cancel means those before it only
         threading.Thread(target=self._listen, daemon=True).start()
@@ -187,6 +188,9 @@ class Parent:
             else:
                 self._received += 1
                 self._requests.put(message)
+        for path in self.unfinished:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
         os._exit(0)
 
     def requests(self):

@@ -360,6 +360,7 @@ def serve():
     for request in parent.requests():
         try:
             llama = llama or Llama(parent)
+            parent.unfinished = tuple(filter(None, (request.get("out"), request.get("write"))))
             parent.send({"id": request["id"], "done": answer(llama, request)})
         except Refused as error:
             parent.send({"id": request["id"], "error": str(error), "kind": error.kind})

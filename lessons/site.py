@@ -318,7 +318,8 @@ def copy_lessons(folder, names):
         note = {"cell_type": "markdown", "id": "in-the-browser", "metadata": {}, "source": NOTE}
         notebook["cells"] = [relinked(cell, names) for cell in (cells[0], note, *cells[1:])]
         (folder / f"{name}.ipynb").write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
-    shutil.copy2(ROOT / "lessons" / "glossary.md", folder)
+    glossary = {"cell_type": "markdown", "source": (ROOT / "lessons" / "glossary.md").read_text(encoding="utf-8")}
+    (folder / "glossary.md").write_text(relinked(glossary, names)["source"], encoding="utf-8")
     return folder
 
 
