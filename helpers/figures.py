@@ -214,7 +214,8 @@ def arithmetic_html(spec, quantization, settings):
 
 def code_html(pieces):
     """Named pieces of code or commands, ready to copy: `pieces` is a list of (title, text)."""
-    return "".join(f"<h4>{html.escape(title)}</h4><pre>{html.escape(units.printable(text))}</pre>" for title, text in pieces)
+    shown = ((html.escape(title), html.escape(units.printable(text))) for title, text in pieces)
+    return "".join(f"<h4>{title}</h4><pre>{text}</pre>" for title, text in shown)
 
 
 def reasons_html(verdict, estimate):
@@ -225,9 +226,10 @@ def reasons_html(verdict, estimate):
 
 def answer_html(text, status):
     """A model's answer as plain text (whatever it contains), with a line about how it went."""
+    shown = html.escape(units.printable(text))
     return page(
         '<div role="log" aria-live="polite" style="white-space:pre-wrap;font-size:15px;min-height:60px;'
-        f'padding:8px 12px;border-left:8px solid #0072B2;background:#f2f7fb;color:#1b1b1b">{html.escape(units.printable(text))}</div>'
+        f'padding:8px 12px;border-left:8px solid #0072B2;background:#f2f7fb;color:#1b1b1b">{shown}</div>'
         f'<p class="note">{html.escape(status)}</p>'
     )
 

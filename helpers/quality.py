@@ -236,8 +236,9 @@ class Comparison:
     def explanation(self):
         row = self.reference
         return (
-            f"Measured on {row.n_tokens} tokens of {units.printable(self.text_name, 500)} ({row.n_chunks} chunks of {self.n_ctx}, the second "
-            "half of each scored). * = no other row is both smaller and nearer to the reference.",
+            f"Measured on {row.n_tokens} tokens of {units.printable(self.text_name, 500)} ({row.n_chunks} chunks of "
+            f"{self.n_ctx}, the second half of each scored). * = no other row is both smaller and nearer to the "
+            "reference.",
             *map(units.printable, self.notes),
         )
 

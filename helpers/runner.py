@@ -173,9 +173,10 @@ class Answer:
         return "\n".join(map(units.printable, lines))
 
     def _repr_html_(self):
-        text, measured, *notes = (html.escape(units.printable(one)) for one in (self.text, self.measured(), *self.notes))
-        said = "".join(f"<p>Note: {note}</p>" for note in notes)
-        return f'<div style="white-space: pre-wrap">{text}</div><p><small>{measured}</small></p>{said}'
+        said = self.text, self.measured(), *self.notes
+        text, measured, *notes = (html.escape(units.printable(one)) for one in said)
+        notes = "".join(f"<p>Note: {note}</p>" for note in notes)
+        return f'<div style="white-space: pre-wrap">{text}</div><p><small>{measured}</small></p>{notes}'
 
 
 def load(
@@ -444,6 +445,7 @@ class Model:
         self.estimate = _needs(self.path, self._asked, progress=self._options["progress"], **options)
         claim = Claim.of(self.path, self.estimate, self._asked["use_mmap"])
         spin = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT)}
+        spin["GGML_NO_BACKTRACE"] = "1"  # a failed check would start a debugger for seconds, and bury llama.cpp's words
         child = Child(CHILD, env=spin, arguments=[str(claim)])  # before the guard: of two at once, both see the elder
         try:
             self.verdict = _guard(self.path, self.estimate, claim, child.pid, **options)

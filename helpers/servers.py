@@ -66,9 +66,10 @@ class Reply:
         return "\n".join(map(units.printable, lines))
 
     def _repr_html_(self):
-        text, measured, *notes = (html.escape(units.printable(one)) for one in (self.text, self.measured(), *self.notes))
-        said = "".join(f"<p>Note: {note}</p>" for note in notes)
-        return f'<div style="white-space: pre-wrap">{text}</div><p><small>{measured}</small></p>{said}'
+        said = self.text, self.measured(), *self.notes
+        text, measured, *notes = (html.escape(units.printable(one)) for one in said)
+        notes = "".join(f"<p>Note: {note}</p>" for note in notes)
+        return f'<div style="white-space: pre-wrap">{text}</div><p><small>{measured}</small></p>{notes}'
 
 
 def ask(

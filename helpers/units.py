@@ -89,7 +89,7 @@ def show_count(n):
 
 
 def printable(text, most=MOST_SHOWN):
-    """A text of others (a file, a server, a model) as it may be shown: nothing in it moves a cursor or turns the writing.
+    """A text of others (a file, a server, a model), fit to be shown: it moves no cursor and turns no writing round.
 
     Such characters become a visible mark, one for one; lines and tabs stay; what is beyond `most` characters is counted
     instead of shown. For HTML it is escaped besides.

@@ -82,6 +82,7 @@ AWKWARD = {  # package: the rooms that may import it, inside a function, when it
     "openai": {"servers"},
     "ollama": {"servers", "stores"},  # stores only says the tool's name
     "faiss": {"rag"},
+    "jinja2": {"template_child"},
 }
 PROGRAMS = {"bundle", "child", "doctor", "ghost", "hardware"}  # rooms that start other programs
 FACTORS = {float(base**power) for base in (1000, 1024) for power in (1, 2, 3, 4)}
