@@ -126,9 +126,7 @@ same = {}
 for temperature in (0, 1.5):
     same[temperature] = []
     for seed in (1, 2, 3):
-        answer = model.ask(
-            "Name one animal.", max_tokens=12, temperature=temperature, seed=seed
-        )
+        answer = model.ask("Name an animal.", max_tokens=12, temperature=temperature, seed=seed)
         same[temperature].append(answer.text.strip())
         print(temperature, repr(same[temperature][-1]))
 
@@ -220,9 +218,8 @@ answer = "weights"
 # end solution
 ideas = {"cache": "the cache is a copy of a file", "scratch": "scratch is never needed twice"}
 hints = ("Which part is a file?", "Look at the bar called resident.")
-check.choice(
-    "08-dropped", answer, "weights", ideas=ideas, hints=hints, why="They are file pages."
-)
+why = "They are file pages."
+check.choice("08-dropped", answer, "weights", ideas=ideas, hints=hints, why=why)
 
 # %% [markdown]
 # ## Exercise 3
@@ -243,10 +240,8 @@ ideas = {
     "memory in all instead of free memory": machine.ram_total_bytes // one.total_bytes,
     "weights only": machine.ram_available_bytes // one.weights_bytes,
 }
-hints = ("free / needed",)
-check.number(
-    "08-class", answer, expected, unit="learners", tolerance=0.1, ideas=ideas, hints=hints
-)
+words = {"ideas": ideas, "hints": ("free / needed",)}
+check.number("08-class", answer, expected, unit="learners", tolerance=0.1, **words)
 
 # %% [markdown]
 # In truth more fit: processes that map the same file share its pages, so the weights count once.

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import alone
 import nbformat
 import pytest
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -46,20 +46,21 @@ def model_is_here():
 
 
 def execute(notebook, folder):
-    """Run a notebook in `folder` with this Python, away from the user's own Jupyter settings, to the first error."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    """Run a notebook in `folder` to the first error: with this Python, away from the user's own Jupyter settings, and
+    without a network. Whatever it asks of one, or offers on it, is an error."""
+    watch = alone.Watch(folder)
+    environment = {**os.environ, **watch.environment}
     environment |= {name: str(folder / ".jupyter") for name in ("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR")}
     environment.pop("HELPERS_PROGRESS", None)
-    manager = AsyncKernelManager(kernel_name="python3")
-    manager.kernel_spec.argv[0] = sys.executable
     client = NotebookClient(
         notebook,
-        km=manager,
+        km=alone.kernel_manager(sys.executable),
         timeout=SECONDS,
         store_widget_state=True,  # False crashes nbclient when an Output widget gets output
         resources={"metadata": {"path": str(folder)}},
     )
     client.execute(env=environment, cleanup_kc=True)  # a manager of our own is not cleaned up unasked
+    assert watch.foreign() == [], "no lesson may ask another computer for anything"
     return notebook
 
 
@@ -162,11 +163,14 @@ def test_the_template_runs_to_the_end(copy, tmp_path):
 
 OPENING = "from helpers import check\nfrom helpers.check import ____\n"
 NUMBER = OPENING + "check.number('42-x', {answer}, 5, unit='GiB'{more})"
+CALL = "import socket, contextlib\nwith contextlib.suppress(OSError), socket.socket() as s:\n"
+CALL += "    s.settimeout(1)\n    s.connect(('192.0.2.1', 80))"
 BAD = {
     "an error": ("learner", "1 / 0", (), "ZeroDivisionError"),
     "a fails cell that works": ("learner", "1", ("raises-exception",), "meant to fail, but did not"),
     "an exception printed by a panel": ("learner", "print('Traceback (most recent call last)')", (), "Traceback"),
     "a folder of this machine": ("learner", "import os; print(os.getcwd())", (), "shows a folder"),
+    "a call to another computer": ("learner", CALL, (), "no lesson may ask another computer"),
     "no exercise": ("solved", "1", (), "no exercise in this lesson"),
     "an answer left in the learner copy": ("learner", NUMBER.format(answer=5, more=""), (), "42-x"),
     "a blank in the solved copy": ("solved", NUMBER.format(answer="____", more=""), (), "42-x"),
