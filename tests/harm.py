@@ -134,9 +134,9 @@ def gone(pid):
 
 def wait_until(true, within_s=10):
     until = time.monotonic() + within_s
-    while not true() and time.monotonic() < until:
+    while not (found := true()) and time.monotonic() < until:
         time.sleep(0.01)
-    return true()
+    return found
 
 
 def children(pid):
