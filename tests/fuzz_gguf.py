@@ -593,7 +593,7 @@ def resident_bytes():
 
 
 def peak_bytes():
-    # Not ru_maxrss: a process inherits that of the one that started it, and the whole suite's is larger than any file's.
+    # Not ru_maxrss: a process inherits that of the one that started it, and the whole suite is larger than any file.
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1]) * units.KIB
 

@@ -216,6 +216,7 @@ def test_a_cache_type_that_the_heads_do_not_allow_is_named(tmp_path):
 
 # --- with a tiny model ---------------------------------------------------------------------------
 
+pytestmark = pytest.mark.slow  # a child process with a model for nearly every test
 with_model = pytest.mark.model
 
 

@@ -663,7 +663,7 @@ def test_a_failing_command_is_logged_and_told(kit, capsys):
 
 def test_a_terminal_gets_one_line_that_fits(monkeypatch, capsys):
     monkeypatch.setattr(start.sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(start.shutil, "get_terminal_size", lambda: os.terminal_size((40, 20)))
+    monkeypatch.setattr(start.shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((40, 20)))
     start.show("[1/2] Installing", 75.4, "Downloading something with a very long name")
     start.show("[1/2] Installing", 80, "done", last=True)
     first, second = capsys.readouterr().out.split("\r")[1:]
