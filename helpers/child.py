@@ -30,6 +30,14 @@ class ChildDied(RuntimeError):
         self.how, self.log = how, log
 
 
+class Refused(Exception):
+    """Something that cannot be done with this file or this text; `kind` tells the parent which error to raise."""
+
+    def __init__(self, kind, text):
+        super().__init__(text)
+        self.kind = kind
+
+
 def describe_exit(code, out_of_memory=False):
     """How a process ended, in words; `out_of_memory`: the system counted such a kill meanwhile.
 

@@ -241,6 +241,22 @@ def error_html(error):
     return page(f'<div class="sentence" role="alert" style="background:{paper};color:{ink}">{text}</div>')
 
 
+def table_html(head, rows, left=1, fixed=True):
+    """Rows of text as a table; the first `left` columns are words, the others numbers.
+
+    `fixed=False`: columns as wide as their text needs.
+    """
+
+    def cell(tag, text, column, more=""):
+        side = ' class="l"' if column < left else ""
+        return f"<{tag}{more}{side}>{html.escape(str(text))}</{tag}>"
+
+    top = "".join(cell("th", text, i, ' scope="col"') for i, text in enumerate(head))
+    body = "".join(f"<tr>{''.join(cell('td', text, i) for i, text in enumerate(row))}</tr>" for row in rows)
+    style = "" if fixed else ' style="table-layout:auto"'
+    return f"<table{style}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
 def compare_figure(columns, title="Predicted, reserved, resident"):
     """Stacked bars side by side (plotly); `columns` maps a name to {part: bytes}. Its twin: `compare_table_html`."""
     go = need("plotly.graph_objects", "draw this figure")

@@ -58,7 +58,7 @@ def file_html(parts, title):
     rows = [(part, units.show(n, 2), _share(n, total)) for part, n in parts.items()]
     rows.append(("total", units.show(total, 2), "100 %"))
     strip = _svg(_strip(pieces, total, 2), 52, says) if total else ""
-    return figures.page(_heading(title), strip, _table(("part", "bytes", "share"), rows))
+    return figures.page(_heading(title), strip, figures.table_html(("part", "bytes", "share"), rows))
 
 
 def _share(n_bytes, total):
@@ -87,7 +87,7 @@ def kv_growth_html(specs, n_ctx=32_768, names=None, **settings):
     ]
     head = ("model", *(f"{n:,} tokens" for n in shown), "a token")
     heading = _heading("The KV cache against the tokens of the context")
-    return figures.page(heading, _growth_svg(names, contexts, lines, says), _table(head, rows))
+    return figures.page(heading, _growth_svg(names, contexts, lines, says), figures.table_html(head, rows))
 
 
 def _kv(spec, n_ctx, settings):
@@ -158,7 +158,7 @@ def machine_html(machine, file_cache_bytes=0, needs_bytes=0):
         says.append(f"{name} {units.show(size)}: " + ", ".join(f"{part} {units.show(n)}" for part, n in parts.items()))
     notes = [f"{gpu.name} shares this RAM: it is no extra memory." for gpu in machine.gpus if gpu.unified]
     drawing = _svg("".join(shapes), 76 * len(strips), "; ".join(says))
-    table = _table(("memory", "part", "bytes"), rows, left=2)
+    table = figures.table_html(("memory", "part", "bytes"), rows, left=2)
     said = "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
     return figures.page(_heading("The memory of this machine"), drawing, table, said)
 
@@ -190,7 +190,7 @@ def roofline_html(models, bandwidth, measured=None):
     columns = 5 if measured else 3
     says = "Roofline: " + ", ".join(f"{name} at most {_speed(top)} tokens/s" for name, _, top in roof)
     says += "".join(f"; {name} measured {_speed(value)} tokens/s" for name, value in measured.items())
-    table = _table(head[:columns], [row[:columns] for row in rows])
+    table = figures.table_html(head[:columns], [row[:columns] for row in rows])
     return figures.page(_heading("The roof: bandwidth / bytes per token"), _roofline_svg(roof, measured, says), table)
 
 
@@ -332,15 +332,3 @@ def _spread(heights, gap, top, bottom):
         placed[j] = max(placed[j], placed[i] + gap)
     too_low = max((max(placed) if placed else 0) - bottom, 0)
     return [height - too_low for height in placed] if too_low else placed
-
-
-def _table(head, rows, left=1):
-    """Rows of text as a table; the first `left` columns are words, the others numbers."""
-
-    def cell(tag, text, column, more=""):
-        side = ' class="l"' if column < left else ""
-        return f"<{tag}{more}{side}>{html.escape(str(text))}</{tag}>"
-
-    top = "".join(cell("th", text, i, ' scope="col"') for i, text in enumerate(head))
-    body = "".join(f"<tr>{''.join(cell('td', text, i) for i, text in enumerate(row))}</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"

@@ -4,11 +4,13 @@ Each is SVG and HTML with the same numbers as a table. Measured and published po
 nothing is calculated here but places on the screen.
 """
 
+import functools
 import html
 import math
 
 from . import figures, units
 
+_wide_table = functools.partial(figures.table_html, fixed=False)
 INK, PAPER = "#1b1b1b", "#ffffff"
 MEASURED, PUBLISHED = "#0072B2", "#A85B00"
 WIDTH, HEIGHT = 860, 372
@@ -346,7 +348,7 @@ def table_html(rows, front=()):
         )
         for row in rows
     ]
-    return _table(head, body, left=2)
+    return _wide_table(head, body, left=2)
 
 
 def published_html(rows, title="Published"):
@@ -405,7 +407,7 @@ def errors_html(errors, title="Error of each tensor, in per cent of its weights"
     drawing = _svg(50 + 27 * len(roles), says, _map_shapes(changed, roles, worst.relative_rms))
     note = figures.note_html(f"Unchanged: {', '.join(same)}.") if same else ""
     rows = [_role_row(role, [error for error in changed if error.role == role]) for role in roles]
-    table = _table(("role", "types", "tensors", "least", "mean", "most", "most in layer"), rows, left=2)
+    table = _wide_table(("role", "types", "tensors", "least", "mean", "most", "most in layer"), rows, left=2)
     return figures.page(_heading(title), drawing, note, table, _all_errors(changed, roles))
 
 
@@ -471,7 +473,7 @@ def _all_errors(errors, roles):
     for layer in sorted({layer for layer, _ in found}):
         cells = (found.get((layer, role)) for role in roles)
         rows.append(("all" if layer < 0 else layer, *(_per_cent(cell) if cell else "-" for cell in cells)))
-    return f"<details><summary>All {len(errors)} numbers</summary>{_table(('layer', *roles), rows)}</details>"
+    return f"<details><summary>All {len(errors)} numbers</summary>{_wide_table(('layer', *roles), rows)}</details>"
 
 
 # ---------------------------------------------------------------- steps in weights
@@ -498,7 +500,7 @@ def steps_html(tensors, block_length=32, bins=240, title="Where the weights of a
     pieces += [_text(_step_x(share), foot + 14, f"{share:g}", "middle") for share in (0, 0.25, 0.5, 0.75, 1)]
     head = ("weights", "how many", "places used", "on the busiest tenth of places")
     return figures.page(
-        _heading(title), _svg(foot + 40, f"{title}. {'; '.join(says)}.", "".join(pieces)), _table(head, rows)
+        _heading(title), _svg(foot + 40, f"{title}. {'; '.join(says)}.", "".join(pieces)), _wide_table(head, rows)
     )
 
 
@@ -568,7 +570,7 @@ def tokens_html(words, columns, facts=None, right="", title="The next token"):
         for i, word in enumerate(signed)
     )
     drawing = _svg(24 + 46 * len(words), says, _token_bars(signed, columns))
-    return figures.page(_heading(title), status, drawing, _table(("word", *columns), rows))
+    return figures.page(_heading(title), status, drawing, _wide_table(("word", *columns), rows))
 
 
 def _token_bars(words, columns):
@@ -621,15 +623,3 @@ def _line(x1, y1, x2, y2, colour, width=1.0, dashes=""):
     dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
     ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
     return f'<line {ends} stroke="{colour}" stroke-width="{width}"{dashed}/>'
-
-
-def _table(head, rows, left=1):
-    """Rows of text as a table; the first `left` columns are words, the others numbers. Columns as wide as needed."""
-
-    def cell(tag, text, column, more=""):
-        side = ' class="l"' if column < left else ""
-        return f"<{tag}{more}{side}>{html.escape(str(text))}</{tag}>"
-
-    top = "".join(cell("th", text, i, ' scope="col"') for i, text in enumerate(head))
-    body = "".join(f"<tr>{''.join(cell('td', text, i) for i, text in enumerate(row))}</tr>" for row in rows)
-    return f'<table style="table-layout:auto"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'

@@ -68,7 +68,7 @@ def terms_html(predictions, shares=False):
     shapes.append(_text(left, 34 * len(predictions) + 16, key))
     head = ("", *(words for words, *_ in TERMS.values()), "one token", "answer (formula)")
     drawing = _svg("".join(shapes), 34 * len(predictions) + 24, "Time of one token: " + "; ".join(says))
-    return figures.page(_heading("Where the time of one token goes (formula)"), drawing, _table(head, rows))
+    return figures.page(_heading("Where the time of one token goes (formula)"), drawing, figures.table_html(head, rows))
 
 
 def _milliseconds(seconds):
@@ -122,7 +122,7 @@ def ceilings_html(predictions, measured=None):
     columns = 8 if measured else 6
     drawing = _ceilings_svg(ordered, measured, "Tokens per second beneath three ceilings: " + "; ".join(says))
     heading = _heading("Three ceilings of an answer, in tokens/s (formula)")
-    return figures.page(heading, drawing, _table(head[:columns], [row[:columns] for row in rows]))
+    return figures.page(heading, drawing, figures.table_html(head[:columns], [row[:columns] for row in rows]))
 
 
 CEILINGS = {"memory": (ROOF, ""), "cores": ("#00704F", "9 5"), "waiting": ("#9C3F77", "3 4")}  # colour, dashes
@@ -235,7 +235,7 @@ def bands_html(predictions, measured=None, title="Predicted, and measured"):
     shapes.append(_text(left, bottom + 52, key))
     head = ("", "predicted", "measured", "predicted / measured", "inside the band")[: 5 if seen else 2]
     drawing = _svg("".join(shapes), bottom + 60, f"{title}, in tokens per second: {'; '.join(says)}")
-    return figures.page(_heading(title), drawing, _table(head, rows))
+    return figures.page(_heading(title), drawing, figures.table_html(head, rows))
 
 
 def _spread(value):
@@ -290,7 +290,7 @@ def threads_html(sweep, allowed):
     says = f"Speed of the answer against threads, {allowed} may be used: {says}"
     head = ("threads", "may be used", "tokens/s (measured)", "lowest to highest", "beside the fastest")
     heading = _heading("Threads, and the speed of the answer (measured)")
-    return figures.page(heading, _svg("".join(shapes), bottom + 44, says), _table(head, rows, left=0))
+    return figures.page(heading, _svg("".join(shapes), bottom + 44, says), figures.table_html(head, rows, left=0))
 
 
 # ---------------------------------------------------------------- pieces
@@ -354,15 +354,3 @@ def _seen(x, y):
     """The mark of a measurement."""
     path = f"M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7 -7z"
     return f'<path d="{path}" fill="{SEEN}" stroke="#fff"/>'
-
-
-def _table(head, rows, left=1):
-    """Rows of text as a table; the first `left` columns are words, the others numbers."""
-
-    def cell(tag, text, column, more=""):
-        side = ' class="l"' if column < left else ""
-        return f"<{tag}{more}{side}>{html.escape(str(text))}</{tag}>"
-
-    top = "".join(cell("th", text, i, ' scope="col"') for i, text in enumerate(head))
-    body = "".join(f"<tr>{''.join(cell('td', text, i) for i, text in enumerate(row))}</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"

@@ -191,7 +191,7 @@ def strip_html(scene):
     if scene.expected:
         rows.append(("predicted, context full", scene.expected.file_bytes, scene.expected.anonymous_bytes))
     head = ("bytes", "file pages (can be dropped)", "anonymous (cannot be dropped)", "together")
-    table = figures_machine._table(head, [(what, *map(units.show, (a, b, a + b))) for what, a, b in rows])
+    table = figures.table_html(head, [(what, *map(units.show, (a, b, a + b))) for what, a, b in rows])
     drawing = figures_machine._svg(_drawing(scene), BOTTOM + 26, says)
     return figures.page(f'<p class="note" role="status">{html.escape(says)}</p>', drawing, table)
 

@@ -13,7 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
-from .child import Parent
+from .child import Parent, Refused
 
 DEBUG, ERROR, CONTINUED = 1, 4, 5  # levels of llama.cpp's log
 MAGIC = b"_logits_"
@@ -23,14 +23,6 @@ ROWS_AT_ONCE = 32  # keeps numpy's copies of the scores small: 32 rows of 262,14
 TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\] +(\S+)")
 TYPES = re.compile(r"\] +(\S+) +- \[([ \d,]+)\], type = +(\w+), size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((\w+)\))?")
 FALLBACK = re.compile(r"WARNING: (\d+) of (\d+) tensor\(s\) required fallback quantization")
-
-
-class Refused(Exception):
-    """Something that cannot be done with this file or this text; `kind` tells the parent which error to raise."""
-
-    def __init__(self, kind, text):
-        super().__init__(text)
-        self.kind = kind
 
 
 class Llama:

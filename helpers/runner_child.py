@@ -11,21 +11,13 @@ import sys
 import time
 import traceback
 
-from .child import Child, ChildDied, Parent
+from .child import Child, ChildDied, Parent, Refused
 
 DEBUG, ERROR, CONTINUED = 1, 4, 5  # levels of llama.cpp's log
 PROGRESS_EVERY_S = 0.1
 TEMPLATE_WITHIN_S = 5.0  # for filling in a chat template, which takes well under a millisecond
 STARTS_WITHIN_S = 60.0  # the process for that, on a machine where thirty learners start at once
 EMBED_TOKENS = 256  # the longest text that becomes one vector; the scratch memory grows with it
-
-
-class Refused(Exception):
-    """Something that cannot be done with this file or this text; `kind` tells the parent which error to raise."""
-
-    def __init__(self, kind, text):
-        super().__init__(text)
-        self.kind = kind
 
 
 class Log:

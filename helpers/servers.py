@@ -5,7 +5,6 @@ An answer may take as long as it likes while pieces come; a server that is off, 
 
 import contextlib
 import difflib
-import html
 import queue
 import threading
 import time
@@ -61,15 +60,8 @@ class Reply:
             f"{f' ({says:.1f} by its own)' if says else ''}, ended by {self.finish_reason}"
         )
 
-    def __str__(self):
-        lines = [self.text, f"[{self.measured()}]", *(f"Note: {note}" for note in self.notes)]
-        return "\n".join(map(units.printable, lines))
-
-    def _repr_html_(self):
-        said = self.text, self.measured(), *self.notes
-        text, measured, *notes = (html.escape(units.printable(one)) for one in said)
-        notes = "".join(f"<p>Note: {note}</p>" for note in notes)
-        return f'<div style="white-space: pre-wrap">{text}</div><p><small>{measured}</small></p>{notes}'
+    # Shown as the runner's own answers are: both have a text, what it took, and notes.
+    __str__, _repr_html_ = runner.Answer.__str__, runner.Answer._repr_html_
 
 
 def ask(

@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import lab
+import real_server
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a clone that is not installed
 
@@ -97,7 +98,7 @@ def hub(folder, environment=None):
         url=f"http://127.0.0.1:{port}", password=password, process=process, api=f"127.0.0.1:{port + 1}/", folder=folder
     )
     try:
-        wait_for(f"{running.url}/hub/health", process, folder / "hub.log")
+        real_server.wait_for(f"{running.url}/hub/health", process, folder / "hub.log", STARTS_WITHIN_S)
         yield running
     finally:
         end(process)
@@ -116,16 +117,6 @@ def free_ports(n):
             for port in range(first, first + n):
                 stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
             return first
-
-
-def wait_for(url, process, log):
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    until = time.monotonic() + STARTS_WITHIN_S
-    while time.monotonic() < until and process.poll() is None:
-        with contextlib.suppress(urllib.error.URLError, OSError), direct.open(url, timeout=2):
-            return
-        time.sleep(0.1)
-    raise RuntimeError(f"{url} did not start:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 def end(process):
@@ -149,7 +140,7 @@ def llama_server(program, extra, folder):
             env={**os.environ, "GOMP_SPINCOUNT": "1000"},
         )  # fmt: skip
     try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, folder / "llama.log")
+        real_server.wait_for(f"http://127.0.0.1:{port}/health", process, folder / "llama.log", STARTS_WITHIN_S)
         yield f"http://127.0.0.1:{port}/v1", process.pid
     finally:
         end(process)

@@ -63,21 +63,22 @@ def running(kind, path, folder):
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait(process, f"{url}/v1/models", log)
+        wait_for(f"{url}/v1/models", process, log)
         yield url, process
     finally:
         process.kill()
         process.wait(10)
 
 
-def _wait(process, url, log):
+def wait_for(url, process, log, within_s=STARTS_WITHIN_S):
+    """Wait until the address answers; RuntimeError with the log's end when it does not."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    until = time.monotonic() + STARTS_WITHIN_S
+    until = time.monotonic() + within_s
     while time.monotonic() < until and process.poll() is None:
         with contextlib.suppress(urllib.error.URLError, OSError), direct.open(url, timeout=2):
             return
         time.sleep(0.1)
-    raise RuntimeError(f"The server did not start:\n{log.read_text(errors='replace')[-3000:]}")
+    raise RuntimeError(f"{url} did not start:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 if __name__ == "__main__":

@@ -314,6 +314,7 @@ MAKE = {
     "figures.reasons_html": lambda name: figure(name, verdict(), estimate()),
     "figures.answer_html": lambda name: figure(name, BAD, BAD),
     "figures.error_html": lambda name: figure(name, ValueError(BAD)) + figure(name, KeyError(BAD)),
+    "figures.table_html": lambda name: figure(name, (BAD,), [(BAD,)]),
     "figures.compare_table_html": lambda name: figure(name, {BAD: {BAD: 1}}),
     "figures.context_table_html": lambda name: figure(name, [estimate().spec], "Q4_K_M", (512,)),
     "figures.says_html": lambda name: figure(name, BAD),
@@ -342,7 +343,7 @@ INSIDE = {  # part of a page that is made by another: `page` takes the controls 
     "figures.sentence_html", "figures.memory_bar_svg", "figures.code_html", "figures.reasons_html",
     "figures.arithmetic_html", "figures.says_html", "figures.note_html", "figures_numbers.facts_html",
     "figures_numbers.table_html", "figures.parts_table_html", "figures.compare_table_html",
-    "figures_quality.table_html",
+    "figures_quality.table_html", "figures.table_html",
 }  # fmt: skip
 NUMBERS = {  # they draw numbers and names of the kit's own tables: nothing in them comes from others
     "figures.ladder_html", "figures.curves_svg", "figures.curves_table_html", "figures.devices_svg",
