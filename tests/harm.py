@@ -90,6 +90,10 @@ class Group:
         enter = f"open({str(self.folder / 'cgroup.procs')!r}, 'w').write('0')\n"
         return _start(enter + code, *arguments, **options)
 
+    def join(self):
+        """Put the calling process into the group, for `preexec_fn`."""
+        (self.folder / "cgroup.procs").write_text("0")
+
     def run(self, code, *arguments, within_s=60):
         """As `start`, to its end: a `CompletedProcess`."""
         with self.start(code, *arguments) as process:

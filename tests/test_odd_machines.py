@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import harm
 import pytest
 
 from helpers import hardware, units
@@ -99,26 +100,6 @@ def test_one_core(tmp_path, with_model):
     assert not with_model or "ANSWERED 1" in said
 
 
-@contextlib.contextmanager
-def memory_group(limit_bytes):
-    """A function that puts a process into a new control group with this limit; a skip where none can be made."""
-    name, second = f"kit-odd-{os.getpid()}", Path("/sys/fs/cgroup/cgroup.controllers").exists()
-    group = Path("/sys/fs/cgroup", *([] if second else ["memory"]), name)
-    limit = {"memory.max": str(limit_bytes)} if second else {"memory.limit_in_bytes": str(limit_bytes)}
-    try:
-        group.mkdir()
-    except OSError as error:
-        pytest.skip(f"no control group can be made here ({error.strerror}); root may, where cgroups can be written")
-    try:
-        for file, value in limit.items():
-            (group / file).write_text(value)
-        yield lambda: (group / "cgroup.procs").write_text(str(os.getpid()))
-    except OSError as error:
-        pytest.skip(f"the control group takes no limit here ({error.strerror})")
-    finally:
-        group.rmdir()
-
-
 SMALL = """
 from helpers import fit, hardware, memory, models
 machine = hardware.detect()
@@ -133,8 +114,10 @@ print("VERDICT", fit.verdict(needs, machine).status)
 @pytest.mark.parametrize("with_model", [False, pytest.param(True, marks=pytest.mark.model)])
 def test_512_mib(tmp_path, with_model):
     """All lessons without a model, and the small model too; the large one is refused in words."""
-    with memory_group(512 * units.MIB) as join:
-        said = work(tmp_path, after=SMALL + ANSWER * with_model, preexec_fn=join)
+    if why_not := harm.why_no_group():
+        pytest.skip(why_not)
+    with harm.control_group(512 * units.MIB) as group:
+        said = work(tmp_path, after=SMALL + ANSWER * with_model, preexec_fn=group.join)
     assert f"RAM {512 * units.MIB}" in said and "VERDICT no" in said, said
     assert not with_model or "ANSWERED" in said
 
