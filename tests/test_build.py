@@ -83,6 +83,7 @@ def tree(root):
 # Two copies
 
 
+@pytest.mark.slow
 def test_two_builds_are_byte_identical(kit):
     assert run(kit.root) == 0
     first = tree(kit.root)
@@ -353,6 +354,7 @@ def test_an_unchanged_notebook_is_not_written_again(kit):
     assert times == [path.stat().st_mtime_ns for path in (kit.root / "notebooks").rglob("*.ipynb")]
 
 
+@pytest.mark.slow
 def test_the_command_line_runs():
     program = subprocess.run([sys.executable, ROOT / "lessons" / "build.py", "--help"], capture_output=True, text=True)
     assert program.returncode == 0 and "--prune" in program.stdout
@@ -438,6 +440,7 @@ def test_the_archive_must_be_called_zip(kit, tmp_path, capsys):
     assert "must end in .zip" in capsys.readouterr().err and (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_the_kits_own_archive_gives_no_solution_away(tmp_path):
     assert build.main(["--student-zip", str(tmp_path / "kit.zip")]) == 0
     files = names_in(tmp_path / "kit.zip")

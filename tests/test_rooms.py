@@ -53,8 +53,8 @@ ARROWS = {  # room: the rooms it may import, at the top or inside a function
     "hub": "download fit formats gguf hardware memory need remote units",
     "bundle": "need units",
     "classroom": "download fit formats gguf hardware memory models need units",
-    "work": "need runner units",
-    "rag": "need runner units work",
+    "work": "need progress runner units",
+    "rag": "download need quality runner units work",
     "runner": "child download fit gguf hardware memory need units",
     "doctor": "child hardware need units",
     "figures": "fit formats memory need units",
@@ -103,6 +103,7 @@ def modules_of(node):
     return []
 
 
+@functools.cache
 def imports(room, top_only=False):
     nodes = tree(room).body if top_only else ast.walk(tree(room))
     return {module for node in nodes for module in modules_of(node)}
@@ -117,13 +118,12 @@ def packages_of(room, **only):
     return roots - {"helpers", "__future__"} - set(sys.stdlib_module_names)
 
 
+@functools.cache
 def named_in_calls(room):
     """Text arguments of calls, such as `need("psutil", ...)`; asking `find_spec` is not importing."""
-    for node in ast.walk(tree(room)):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") != "find_spec":
-            for argument in node.args:
-                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-                    yield argument.value
+    calls = [node for node in ast.walk(tree(room)) if isinstance(node, ast.Call)]
+    arguments = [word for node in calls if getattr(node.func, "attr", "") != "find_spec" for word in node.args]
+    return {word.value for word in arguments if isinstance(word, ast.Constant) and isinstance(word.value, str)}
 
 
 def test_every_room_is_in_the_map():

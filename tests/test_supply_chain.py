@@ -83,10 +83,15 @@ def test_an_undeclared_package_is_seen(line):
     assert unaccounted(ast.parse(line))
 
 
+@functools.cache
+def used():
+    """The foreign modules that any room imports."""
+    return {name for tree in trees().values() for name in third_party(tree)}
+
+
 @pytest.mark.parametrize("module", BROUGHT)
 def test_what_is_not_declared_is_really_brought(module):
-    used = {name for tree in trees().values() for name in third_party(tree)}
-    assert module in used, f"nobody imports {module}: take it out of BROUGHT"
+    assert module in used(), f"nobody imports {module}: take it out of BROUGHT"
     assert canonicalize_name(BROUGHT[module]) in declared()
     asked = {canonicalize_name(Requirement(line).name) for line in metadata.requires(BROUGHT[module]) or ()}
     assert package_of(module) in asked, f"{BROUGHT[module]} no longer asks for {module}: declare it in pyproject.toml"
