@@ -8,9 +8,11 @@ SHA-256 of every file. Copy FOLDER to a computer's own disk and type `python3 st
 """
 
 import argparse
+import errno
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,9 +27,10 @@ from .need import need
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES_BYTES = 600 * units.MB  # what packages and the default model take, and room to work
 NOT_COPIED = {
-    ".git", ".venv", ".jupyter", "my-lessons", "bundle", "wheels", "build", "dist", "__pycache__", ".pytest_cache",
-    ".ruff_cache", ".ipynb_checkpoints", ".virtual_documents", ".hypothesis",
+    ".git", ".venv", ".jupyter", ".site", "my-lessons", "bundle", "wheels", "build", "dist", "__pycache__",
+    ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", ".virtual_documents", ".hypothesis",
 }  # fmt: skip
+UNFINISHED = re.compile(r"\.part$|(?<!^requirements)\.lock$")
 TAGS = {  # what pip calls these systems; newer ones take the older ones' packages
     "windows": ("Windows AMD64", ["win_amd64"], {"sys_platform": "win32", "os_name": "nt"}),
     "macos": ("Darwin arm64", ["macosx_14_0_arm64"], {"sys_platform": "darwin", "os_name": "posix"}),
@@ -183,9 +186,8 @@ def _files(folder, root):
     """The names of all files under a folder, as seen from `root`; nothing made by running the kit."""
     found = []
     for place, folders, names in os.walk(folder):
-        inside = {".part", ".lock"}
         folders[:] = [name for name in folders if name not in NOT_COPIED and not name.endswith(".egg-info")]
-        keep = [name for name in names if Path(name).suffix not in inside and not name.startswith(".progress")]
+        keep = [name for name in names if not UNFINISHED.search(name) and not name.startswith(".progress")]
         found += [(Path(place) / name).relative_to(root).as_posix() for name in keep]
     return sorted(found)
 
@@ -328,7 +330,7 @@ def _hashes(start, root, names):
 
 
 def _check_disk(folder, n_bytes):
-    while not folder.exists():
+    while not folder.exists() and folder != folder.parent:  # a drive that is gone has no parent
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
@@ -369,5 +371,10 @@ def _last_line(log):
 
 
 def _disk_sentence(error):
+    if error.errno == errno.EFBIG:
+        return (
+            f"{error.filename or 'A file'} is larger than one file may be there: FAT32, common on sticks, ends at "
+            "4 GiB. Format the stick as exFAT, or take another folder, then start again."
+        )
     what = f"{error.filename or 'The folder'} could not be written ({error.strerror or error})."
     return f"{what} Free space or take another folder, then start again: it goes on from there."

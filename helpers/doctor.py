@@ -370,6 +370,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m helpers.doctor", description="Check the set-up of this kit.")
     parser.add_argument("--json", action="store_true", help="print the lines as JSON")
     options = parser.parse_args(arguments)
+    print("Importing every package once takes some seconds ...", file=sys.stderr, flush=True)
     lines = check()
     print(json.dumps([asdict(line) for line in lines], indent=1) if options.json else "\n".join(map(str, lines)))
     return 1 if any(line.status == "FIX" for line in lines) else 0

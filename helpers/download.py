@@ -30,13 +30,15 @@ DEFAULT_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 GIT_SHA1 = re.compile(r"[0-9a-f]{40}")  # the hub marks a small file with the hash that git gives it
-SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<end>\.gguf)", re.IGNORECASE)
+MOST_PARTS = 1000  # real models have below 200; a hostile list of files could announce 99,999 parts for each of them
 CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.IGNORECASE)
 SPARE_BYTES = 200 * units.MIB  # a disk filled to the last byte breaks other programs
-FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 RETRY_AFTER_S = 1
 TRIES = 6  # after which a line that brings nothing new counts as dead
 SPEED_OVER_S = 5
+SHOW_BAR_AFTER_S = 2.0
 PLACE = Path(__file__).resolve().parent.parent  # of the kit; a bundle of models may lie in it
 Expected = namedtuple("Expected", "commit size sha256 git_sha1")
 _hashes = {}
@@ -224,10 +226,10 @@ def fetch_split(repo, filename, revision, dest=None, progress=True, **others):
 def split_names(filename):
     """The names of all files of a split model, in order; of any other file its own name alone."""
     found = SPLIT.fullmatch(filename)
-    if not found or not 0 < int(found["number"]) <= int(found["count"]):
+    if not found or not 0 < int(found["number"]) <= int(found["count"]) <= MOST_PARTS:
         return [filename]
-    count = int(found["count"])
-    return [f"{found['stem']}-{number:05d}-of-{found['count']}.gguf" for number in range(1, count + 1)]
+    stem, _, count, end = found.groups()
+    return [f"{stem}-{number:05d}-of-{count}{end}" for number in range(1, int(count) + 1)]
 
 
 def _fetch(repo, filename, revision, sha256, size_bytes, dest, progress, confirm, offline):
@@ -236,7 +238,7 @@ def _fetch(repo, filename, revision, sha256, size_bytes, dest, progress, confirm
     if COMMIT.fullmatch(revision):
         path = _place(repo, filename, revision, dest)
         if path.is_file():
-            return _checked(path, sha256, size_bytes)
+            return _checked(path, sha256, size_bytes, progress)
     if _offline(offline):
         raise DownloadError(
             f"{filename} of {repo} is not on this computer and the network is switched off (HF_HUB_OFFLINE or "
@@ -247,7 +249,7 @@ def _fetch(repo, filename, revision, sha256, size_bytes, dest, progress, confirm
     want = _expected(metadata, url, filename, revision, sha256, size_bytes)
     path, size = _place(repo, filename, want.commit, dest), want.size
     if path.is_file():
-        return _checked(path, want.sha256, size)
+        return _checked(path, want.sha256, size, progress)
     part = path.with_name(f"{path.name}.{_short(metadata.etag)}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     have = part.stat().st_size if part.exists() else 0
@@ -269,38 +271,71 @@ def installed_models():
     Returns
     -------
     tuple of Installed
+        A split model once, by its first file.
     """
     found = []
-    try:
-        path = default_model()
-        found.append(Installed(path.stem, path, path.stat().st_size, "packaged with the kit"))
-    except DownloadError:
-        pass
-    for path in sorted(PLACE.glob("bundle/models/**/*.gguf")):
-        found.append(Installed(path.stem, path, path.stat().st_size, "bundle"))
-    try:
+    with contextlib.suppress(DownloadError):
+        found.append((default_model(), "packaged with the kit"))
+    found += [(path, "bundle") for path in sorted(PLACE.glob("bundle/models/**/*.gguf"))]
+    with contextlib.suppress(ImportError):
         cache = _cache()
-    except ImportError:
-        return tuple(found)
-    for path in sorted(cache.glob("models--*/snapshots/*/**/*.gguf")):
-        if path.is_file():
-            repo = path.relative_to(cache).parts[0].removeprefix("models--").replace("--", "/")
-            found.append(Installed(path.stem, path, path.stat().st_size, f"hub cache, {repo}"))
-    return tuple(found)
+        found += [
+            (path, f"hub cache, {repo_of(path, cache)}")
+            for path in sorted(cache.glob("models--*/snapshots/*/**/*.gguf"))
+        ]
+    return tuple(Installed(path.stem, path, size, source) for path, source in found if (size := _loadable_bytes(path)))
 
 
-def sha256_of(path):
-    """The SHA-256 of a file in hexadecimal; remembered while size and date stay the same."""
+def repo_of(path, cache):
+    """The repository whose file lies at `path` in the hub's cache, such as "owner/name"."""
+    return path.relative_to(cache).parts[0].removeprefix("models--").replace("--", "/")
+
+
+def _loadable_bytes(path):
+    """The bytes of a model, with all its parts; 0 for a later part of a split model, and when something is missing."""
+    names = split_names(path.name)
+    try:
+        whole = path.name == names[0] and path.is_file()
+        return sum(path.with_name(name).stat().st_size for name in names) if whole else 0
+    except OSError:  # a link into nowhere, a part that never came, a folder of somebody else
+        return 0
+
+
+def sha256_of(path, progress=False):
+    """The SHA-256 of a file in hexadecimal; remembered while size and date stay the same.
+
+    `progress`: a bar when it takes over 2 s.
+    """
     path = Path(path)
     stat = path.stat()
     key = (str(path), stat.st_size, stat.st_mtime_ns)
     if key not in _hashes:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(units.MIB):
-                digest.update(chunk)
-        _hashes[key] = digest.hexdigest()
+        with late_bar(progress, f"Checking {path.name[-40:]}", stat.st_size) as tell:
+            _hashes[key] = feed(hashlib.sha256(), path, tell)
     return _hashes[key]
+
+
+def feed(digest, path, tell=None):
+    """The hexadecimal digest after the bytes of a file; `tell` is called with the length of each piece."""
+    with path.open("rb") as file:
+        while chunk := file.read(units.MIB):
+            digest.update(chunk)
+            if tell:
+                tell(len(chunk))
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def late_bar(wanted, title, total_bytes=None):
+    """A function to be told of every piece's bytes; it draws a bar when the work takes over 2 s."""
+    if not (wanted and importlib.util.find_spec("tqdm")):
+        yield None
+        return
+    from tqdm.auto import tqdm
+
+    shape = {"total": total_bytes, "unit": "B", "unit_scale": True, "delay": SHOW_BAR_AFTER_S, "leave": False}
+    with tqdm(desc=title, **shape) as bar:
+        yield bar.update
 
 
 def _check_request(repo, filename, revision, sha256, allow_unpinned):
@@ -409,7 +444,7 @@ def _transfer(url, part, path, want, progress):
     """Fetch into the part file until it is whole and right; then it gets its name."""
     with _only_one(part.with_suffix(".lock")):
         if path.is_file():  # another notebook finished it while we waited for the lock
-            return _checked(path, want.sha256, want.size)
+            return _checked(path, want.sha256, want.size, progress)
         if not (want.sha256 or want.git_sha1):
             part.unlink(missing_ok=True)  # nothing could tell whether an old part belongs to this file
         had = tries = 0
@@ -423,7 +458,7 @@ def _transfer(url, part, path, want, progress):
                 if not _is_cut_line(error) or tries == TRIES:
                     raise
                 time.sleep(RETRY_AFTER_S)  # no reason to give up while every try brings something new
-        _check_arrived(part, path.name, want)
+        _check_arrived(part, path.name, want, progress)
         os.replace(part, path)
 
 
@@ -435,8 +470,9 @@ def _only_one(lock):
         try:
             while not _locked(handle):
                 time.sleep(0.1)
-            if os.path.exists(lock) and os.path.samestat(os.fstat(handle), os.stat(lock)):
-                break
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(lock)):
+                    break
             os.close(handle)  # its holder deleted it when it was done: somebody else may hold its successor
         except BaseException:
             os.close(handle)
@@ -558,9 +594,9 @@ def _watch(progress, name, have, size):
     yield tell
 
 
-def _check_arrived(part, name, want):
+def _check_arrived(part, name, want, progress):
     kind, wanted = ("SHA-256", want.sha256) if want.sha256 else ("git hash", want.git_sha1)
-    found = sha256_of(part) if want.sha256 else _git_sha1(part) if want.git_sha1 else None
+    found = sha256_of(part, progress is True) if want.sha256 else _git_sha1(part) if want.git_sha1 else None
     if found != wanted:
         part.unlink()
         raise DownloadError(
@@ -571,19 +607,15 @@ def _check_arrived(part, name, want):
 
 def _git_sha1(path):
     """The hash that git gives a file's content."""
-    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(units.MIB):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return feed(hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False), path)
 
 
-def _checked(path, sha256, size_bytes):
+def _checked(path, sha256, size_bytes, progress):
     """`path`, if the file that is already here is the right one."""
     size = path.stat().st_size
     if size_bytes is not None and size != size_bytes:
         raise DownloadError(f"{path} has {size} bytes, expected were {size_bytes}. Delete it and fetch again.")
-    if sha256 is not None and sha256_of(path) != sha256:
+    if sha256 is not None and sha256_of(path, progress is True) != sha256:
         raise DownloadError(f"{path} has SHA-256 {sha256_of(path)}, expected was {sha256}. Delete it and fetch again.")
     return path
 
@@ -640,13 +672,13 @@ def _explain(error, repo, filename, revision):
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo} has no revision {revision}. Copy the commit from {page}/commits/main."
-    if isinstance(error, errors.RemoteEntryNotFoundError) or status == 404:
-        return f"There is no {filename} in {repo} at revision {revision}. See the file names on {page}/tree/{revision}."
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
         return (
             f"The hub does not show {repo} to you (status {status}): it does not exist, or is private or gated. Check "
             f"the spelling on {page}; if you may read it, log in with `hf auth login` or set HF_TOKEN."
         )
+    if isinstance(error, errors.RemoteEntryNotFoundError) or status == 404:
+        return f"There is no {filename} in {repo} at revision {revision}. See the file names on {page}/tree/{revision}."
     if isinstance(error, errors.HFValidationError):
         return f"repo={repo!r} is not the name of a repository (owner/name)."
     if isinstance(error, errors.OfflineModeIsEnabled):
@@ -655,6 +687,11 @@ def _explain(error, repo, filename, revision):
         return f"The hub answered 'too many requests' for {what}. Wait some minutes, or log in with `hf auth login`."
     if status is not None:
         return f"The hub answered with status {status} for {what}. Try again later; nothing here is broken."
+    if getattr(error, "errno", None) == errno.EFBIG:
+        return (
+            f"{what} is larger than one file may be on this disk: FAT32, common on sticks, ends at 4 GiB. Pass dest= "
+            "with a folder on another disk, or format the stick as exFAT."
+        )
     if getattr(error, "errno", None) in FULL:
         return f"The disk became full while {what} was arriving. Free some space and call fetch again: it goes on."
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:

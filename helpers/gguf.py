@@ -160,7 +160,7 @@ class Header:
         try:
             return _spec(self)
         except GGUFError as error:
-            raise GGUFError(f"{_printable(self.name)}: {error}") from None
+            raise GGUFError(f"{units.plain(self.name)}: {error}") from None
 
     def __str__(self):
         rows = _rows(self)
@@ -198,7 +198,7 @@ def read_header(path, limits=None, progress=True):
     """
     if remote.is_address(path):
         return _read_remote(path, limits, progress)
-    shown = _printable(str(path))
+    shown = units.plain(str(path))
     path = Path(path)
     try:
         status = path.stat()
@@ -213,7 +213,7 @@ def read_header(path, limits=None, progress=True):
     except GGUFError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
-        reason = _printable(getattr(error, "strerror", None) or str(error))
+        reason = units.plain(getattr(error, "strerror", None) or str(error))
         raise GGUFError(f"{shown} could not be opened ({reason}). Check the path and that you may read it.") from error
 
 
@@ -248,7 +248,7 @@ def parse(read, file_bytes, name="file"):
     try:
         return _parse(_Cursor(read, file_bytes), name)
     except GGUFError as error:
-        raise GGUFError(f"{_printable(name)}: {error}") from None
+        raise GGUFError(f"{units.plain(name)}: {error}") from None
 
 
 def _parse(cursor, name):
@@ -490,7 +490,7 @@ def _alignment(metadata):
 
 def _tensors(cursor, count, notes):
     tensors, names = [], set()
-    blocks = _blocks() if count else {}
+    blocks = {block.type_id: block for block in formats.TYPES.values()} if count else {}
     for i in range(count):
         tensor = _tensor(cursor, f"tensor {i + 1} of {count}", blocks)
         if tensor.name in names:
@@ -501,11 +501,6 @@ def _tensors(cursor, count, notes):
     if long:
         notes.append(f"llama.cpp refuses tensor names above 63 bytes, such as {_quote(min(long))}.")
     return tuple(tensors)
-
-
-def _blocks():
-    """Type number -> `formats.BlockType`."""
-    return {block.type_id: block for block in formats.TYPES.values()}
 
 
 def _tensor(cursor, what, blocks):
@@ -674,7 +669,7 @@ def _spec(header):
         title=_said(metadata, "general.name"),
         license=_said(metadata, "general.license"),
         languages=_said(metadata, "general.languages"),
-        sources=(f"header of {_printable(header.name)}",),
+        sources=(f"header of {units.plain(header.name)}",),
         notes=" ".join(notes),
     )
 
@@ -765,24 +760,18 @@ def _said(metadata, key):
     value = metadata.get(key, "")
     if isinstance(value, tuple):
         value = ", ".join(each for each in value if isinstance(each, str))
-    return _printable(value) if isinstance(value, str) else ""
-
-
-def _printable(text, most=200):
-    """`text` without control characters (they could rewrite a terminal), cut at `most` characters."""
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:most])
-    return shown + "…" if len(text) > most else shown
+    return units.plain(value) if isinstance(value, str) else ""
 
 
 def _quote(value):
-    return _printable(repr(value), 80)
+    return units.plain(repr(value), 80)
 
 
 def _rows(header):
     """Label and text of each line that people are shown."""
     metadata = header.metadata
     rows = [
-        ("File", f"{_printable(header.name)}, {units.show(header.file_bytes)} ({header.file_bytes:,} bytes)"),
+        ("File", f"{units.plain(header.name)}, {units.show(header.file_bytes)} ({header.file_bytes:,} bytes)"),
         ("Format", f"GGUF version {header.version}, {len(metadata)} metadata entries"),
         ("Model", _said(metadata, "general.name") or "not named"),
         ("Licence", _said(metadata, "general.license") or "not stated"),
@@ -790,7 +779,7 @@ def _rows(header):
         ("Weights", _weights(header)),
     ]
     rows += [("Type", f"{kind}: {units.show(n)}, tensors: {count:,}") for kind, count, n in _by_type(header.tensors)]
-    return rows + [("Note", _printable(note, 400)) for note in header.notes]
+    return rows + [("Note", units.plain(note, 400)) for note in header.notes]
 
 
 def _shape(header):
@@ -800,7 +789,7 @@ def _shape(header):
         return str(error)
     heads = spec.n_head_kv if isinstance(spec.n_head_kv, int) else f"{min(spec.n_head_kv)} to {max(spec.n_head_kv)}"
     return (
-        f"{_printable(spec.architecture)}: {spec.n_layer:,} layers of width {spec.n_embd:,}, {spec.n_head:,} heads "
+        f"{units.plain(spec.architecture)}: {spec.n_layer:,} layers of width {spec.n_embd:,}, {spec.n_head:,} heads "
         f"({heads} for keys and values), vocabulary {spec.n_vocab:,}, trained on {spec.n_ctx_train:,} tokens"
     )
 

@@ -17,7 +17,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from helpers import units
@@ -34,7 +34,14 @@ FLAGS_TO_SHOW = (
 )
 
 
-class Reading(int):
+class _Sourced:
+    def __new__(cls, value, source=""):
+        self = super().__new__(cls, value)
+        self.source = source
+        return self
+
+
+class Reading(_Sourced, int):
     """A whole number that says how it was found.
 
     >>> free = Reading(4096, "counted by hand")
@@ -42,36 +49,21 @@ class Reading(int):
     (4097, 'counted by hand')
     """
 
-    def __new__(cls, value, source=""):
-        self = super().__new__(cls, value)
-        self.source = source
-        return self
 
-
-class Word(str):
+class Word(_Sourced, str):
     """Text that says how it was found.
 
     >>> Word("linux", "asked Python").source
     'asked Python'
     """
 
-    def __new__(cls, text, source=""):
-        self = super().__new__(cls, text)
-        self.source = source
-        return self
 
-
-class Flags(frozenset):
+class Flags(_Sourced, frozenset):
     """A set of words that says how it was found.
 
     >>> "avx2" in Flags(["avx2"], "/proc/cpuinfo")
     True
     """
-
-    def __new__(cls, words=(), source=""):
-        self = super().__new__(cls, words)
-        self.source = source
-        return self
 
 
 @dataclass(frozen=True)
@@ -239,10 +231,7 @@ class World:
         return _whole(self.read(path))
 
     def exists(self, path):
-        try:
-            return (self.root / path.lstrip("/")).exists()
-        except (OSError, ValueError):
-            return False
+        return os.path.exists(self.root / path.lstrip("/"))  # unlike Path.exists, it never raises
 
     def folder(self, path):
         try:
@@ -260,22 +249,22 @@ class World:
         try:
             return ask(*arguments)
         except Exception as error:
-            self.note(f"Looking for {what} failed ({type(error).__name__}: {error}).")
+            self.note(
+                f"Looking for {what} failed ({type(error).__name__}: {error}); "
+                "if it matters, say it yourself, as help(hardware.detect) shows."
+            )
             return default
 
 
 def _run(command):
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=10,
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        )
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return ""
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=10,
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+    )
     return done.stdout.decode(errors="replace")  # also after a failure: nvidia-smi explains itself on stdout
 
 
@@ -350,7 +339,7 @@ class _Windows:
 _ASK = object()
 
 
-def _world(root, env, run, nvml, psutil, system, machine, affinity, windows):
+def _world(root, env, run=None, nvml=_ASK, psutil=_ASK, system=None, machine=None, affinity=None, windows=None):
     root = Path(root)
     real = root == Path("/")  # under another root, nothing of this machine may leak in
     system = system or (platform.system() if real else "Linux")
@@ -369,20 +358,7 @@ def _world(root, env, run, nvml, psutil, system, machine, affinity, windows):
     )
 
 
-def detect(
-    overrides=None,
-    root=Path("/"),
-    env=None,
-    *,
-    run=None,
-    nvml=_ASK,
-    psutil=_ASK,
-    system=None,
-    machine=None,
-    affinity=None,
-    windows=None,
-    engine_devices=(),
-):
+def detect(overrides=None, root=Path("/"), env=None, **world):
     """This machine, each value with its source; never raises.
 
     Parameters
@@ -391,9 +367,6 @@ def detect(
         Values to believe instead of looking, by the name of the `Machine` field, or `vram_bytes`. The environment
         variables HELPERS_RAM_TOTAL_BYTES, HELPERS_RAM_AVAILABLE_BYTES, HELPERS_CPU_THREADS, HELPERS_VRAM_BYTES
         (and the other numbers, named alike) do the same; the argument wins.
-    engine_devices : iterable of dict, optional
-        Graphics devices as the engine reports them (`name`, `vram_total_bytes`, `vram_free_bytes`, `backend`, and
-        `unified`). When there are any they replace what was found here: it is what the engine will use.
     root, env, run, nvml, psutil, system, machine, affinity, windows
         The world: where `/proc` and `/sys` are, the environment, a function that runs a program and returns its
         output, the modules pynvml and psutil (None: missing), `platform.system()` and `platform.machine()`, a function
@@ -404,11 +377,8 @@ def detect(
     >>> detect({"ram_available_bytes": 1_000_000_000}).ram_available_bytes.source
     'you said so'
     """
-    world = _world(root, env, run, nvml, psutil, system, machine, affinity, windows)
-    return _detect(world, _overrides(world, overrides), engine_devices)
-
-
-def _detect(world, said, engine_devices):
+    world = _world(root, env, **world)
+    said = _overrides(world, overrides)
     environments = world.attempt("the environment", (), _environments, world)
     physical = world.attempt("RAM", None, _ram_physical, world) or Reading(0, "not found")
     physical = said.get("ram_physical_bytes", physical)
@@ -417,7 +387,8 @@ def _detect(world, said, engine_devices):
         world.note("How much RAM there is could not be found: set HELPERS_RAM_TOTAL_BYTES to the number of bytes.")
     swap = world.attempt("swap", None, _swap, world)
     flags = world.attempt("CPU features", None, _cpu_flags, world) or Flags((), "not found")
-    gpus = world.attempt("GPUs", (), _gpus, world, total, available, "docker" in environments, engine_devices)
+    gpus = world.attempt("GPUs", (), _gpus, world, total, available, "docker" in environments)
+    name = world.attempt("the CPU's name", None, _cpu_name, world) or Word("", "not found")
     if "vram_bytes" in said:
         gpus = _said_gpu(said["vram_bytes"], gpus)
     gpus = said.get("gpus", gpus)
@@ -429,14 +400,14 @@ def _detect(world, said, engine_devices):
         cpu_threads=said.get("cpu_threads") or world.attempt("CPU threads", Reading(1, "not found"), _threads, world),
         cpu_physical_cores=said.get("cpu_physical_cores")
         or world.attempt("CPU cores", Reading(1, "not found"), _physical_cores, world),
-        cpu_name=world.attempt("the CPU's name", None, _cpu_name, world) or Word("", "not found"),
+        cpu_name=Word(_clean(name), name.source),
         cpu_flags=flags,
         gpus=gpus,
         unified_memory=any(gpu.unified for gpu in gpus),
         environments=environments,
         system=Word(world.system, "platform.system()"),
     )
-    words = {name: value for name, value in said.items() if name not in NUMBERS}
+    words = {name: value for name, value in said.items() if name in WORDS}
     world.attempt("remarks", None, _remarks, world, machine)
     return replace(machine, **words, notes=tuple(world.notes))
 
@@ -456,21 +427,24 @@ def _overrides(world, overrides):
     return said
 
 
+WORDS = {  # what can be said besides the numbers, and what it becomes
+    "cpu_flags": lambda flags: Flags((str(flag).lower() for flag in flags), YOU),
+    "cpu_name": lambda name: Word(name, YOU),
+    "system": lambda name: Word(name, YOU),
+    "gpus": tuple,
+    "environments": tuple,
+    "unified_memory": bool,
+}
+
+
 def _take_override(world, said, name, value):
-    words = [f.name for f in fields(Machine) if f.name not in NUMBERS and f.name != "notes"]
     if name in NUMBERS:
         _believe(world, said, name, value, YOU)
-    elif name == "cpu_flags":
-        said[name] = Flags((str(flag).lower() for flag in value), YOU)
-    elif name in ("cpu_name", "system"):
-        said[name] = Word(value, YOU)
-    elif name in ("gpus", "environments"):
-        said[name] = tuple(value)
-    elif name in words:
-        said[name] = value
+    elif name in WORDS:
+        said[name] = WORDS[name](value)
     else:
-        near = difflib.get_close_matches(str(name), [*NUMBERS, *words], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known names: {', '.join([*NUMBERS, *words])}."
+        near = difflib.get_close_matches(str(name), [*NUMBERS, *WORDS], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known names: {', '.join([*NUMBERS, *WORDS])}."
         world.note(f"The override {name!r} is not a field of Machine and was ignored; {hint}")
 
 
@@ -501,8 +475,8 @@ def _said_gpu(vram, found):
     """The GPUs after someone said how much video memory there is: none for 0, else the first one found, corrected."""
     if not vram:
         return ()
-    name, backend = (found[0].name, found[0].backend) if found else ("a GPU you described", "pretend")
-    return (Gpu(name, vram, vram, backend, source=vram.source),)
+    card = found[0] if found else Gpu("a GPU you described", vram, vram, "pretend")
+    return (replace(card, vram_total_bytes=vram, vram_free_bytes=vram, source=vram.source),)
 
 
 # ---------------------------------------------------------------- memory
@@ -588,17 +562,26 @@ def _own_resident_bytes(world):
 def _swap(world):
     memory = _meminfo(world)
     if "SwapFree" in memory:
-        free = Reading(memory["SwapFree"], "/proc/meminfo SwapFree")
+        in_ram = _compressed_swap_free(world)
+        source = "/proc/meminfo SwapFree" + (" less zram, which is RAM" if in_ram else "")
+        free = Reading(max(memory["SwapFree"] - in_ram, 0), source)
         return min([free, *world.attempt("cgroup swap limits", [], _swap_limits, world)])
     if world.psutil():
         return Reading(world.psutil().swap_memory().free, "psutil")
     if world.system == "Darwin":
-        found = re.search(r"free = ([\d.]{1,15})M", _sysctl(world).get("vm.swapusage", ""))
-        return found and Reading(float(found[1]) * units.MIB, "sysctl vm.swapusage (macOS adds more when needed)")
+        found = re.search(r"free = (\d{1,12})[.,](\d\d)M", _sysctl(world).get("vm.swapusage", ""))  # "," in German
+        free = found and int(found[1] + found[2]) * units.MIB // 100
+        return found and Reading(free, "sysctl vm.swapusage (macOS adds more when needed)")
     if world.windows:
         _, free, commit = world.windows.memory()
         return Reading(max(commit - free, 0), "GlobalMemoryStatusEx (commit limit less free RAM)")
     return None
+
+
+def _compressed_swap_free(world):
+    """Bytes of free swap that lie compressed in the RAM itself, as Fedora and Chromebooks set it up."""
+    rows = re.findall(r"^/dev/zram\d+\s+\w+\s+(\d{1,15})\s+(\d{1,15})\s", world.read("/proc/swaps"), re.M)
+    return sum(int(size) - int(used) for size, used in rows) * units.KIB
 
 
 # ---------------------------------------------------------------- control groups (containers, hubs, clusters)
@@ -727,7 +710,8 @@ def _threads(world):
         cpus = _whole(_sysctl(world).get("hw.logicalcpu"))
         found.append(cpus and Reading(cpus, "sysctl hw.logicalcpu"))
     if world.system == "Windows" and world.psutil():
-        found.append(world.attempt("CPU affinity", None, _psutil_affinity, world))
+        cpus = world.attempt("CPU affinity", (), lambda: world.psutil().Process().cpu_affinity())
+        found.append(Reading(len(cpus), "psutil cpu_affinity()"))
     found = [reading for reading in found if reading and reading > 0]
     if not found:
         world.note("How many CPU threads there are could not be found: set HELPERS_CPU_THREADS.")
@@ -740,10 +724,6 @@ def _allowed_cpus(world):
         return count
     listed = re.search(r"^Cpus_allowed_list:\s*([\d,-]{1,4000})$", world.read("/proc/self/status"), re.M)
     return listed and Reading(_count_list(listed[1]), "/proc/self/status Cpus_allowed_list")
-
-
-def _psutil_affinity(world):
-    return Reading(len(world.psutil().Process().cpu_affinity()), "psutil cpu_affinity()")
 
 
 def _count_list(text):
@@ -813,8 +793,8 @@ def _cpu_name(world):
     for name in ("model name", "Model", "Hardware", "uarch", "cpu model", "cpu"):
         found = re.search(rf"^{name}\s*:[ \t]*(\S.*)$", text, re.M)
         if found:
-            return Word(_clean(found[1]), f"/proc/cpuinfo {name}")
-    board = _clean(world.read("/proc/device-tree/model"))
+            return Word(found[1], f"/proc/cpuinfo {name}")
+    board = world.read("/proc/device-tree/model")
     if board:
         return Word(board, "/proc/device-tree/model")
     maker, part = (re.search(rf"^CPU {name}\s*:\s*(0x\w+)$", text, re.M) for name in ("implementer", "part"))
@@ -827,7 +807,7 @@ def _cpu_name(world):
         key = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
         brand = world.attempt("the CPU's name", None, world.windows.registry, key, "ProcessorNameString")
         if brand:
-            return Word(str(brand).strip(), "registry ProcessorNameString")
+            return Word(brand, "registry ProcessorNameString")
     identifier = world.env.get("PROCESSOR_IDENTIFIER", "")
     return identifier and Word(identifier, "PROCESSOR_IDENTIFIER")
 
@@ -861,7 +841,7 @@ def _cpu_flags(world):
 _SYSCTL = [
     *("hw.memsize", "hw.physicalcpu", "hw.logicalcpu", "vm.swapusage", "iogpu.wired_limit_mb"),
     *("machdep.cpu.brand_string", "machdep.cpu.features", "machdep.cpu.leaf7_features", "sysctl.proc_translated"),
-    *("hw.optional.arm64", "hw.optional.arm.FEAT_DotProd", "hw.optional.arm.FEAT_I8MM"),
+    *("hw.optional.arm64", "hw.optional.arm.FEAT_I8MM"),
 ]
 
 
@@ -885,7 +865,7 @@ def _mac_flags(world):
     answers = _sysctl(world)
     names = ("machdep.cpu.features", "machdep.cpu.leaf7_features")
     flags = set(" ".join(answers.get(name, "") for name in names).lower().split())
-    if _apple_silicon(world):
+    if world.machine == "arm64":  # a translated Python runs code for Intel only
         flags |= {"neon", "asimddp"}  # since the first of them, the M1
         if answers.get("hw.optional.arm.FEAT_I8MM") == "1":
             flags.add("i8mm")
@@ -914,26 +894,22 @@ def _apple_gpus(world, total, available):
 
 # ---------------------------------------------------------------- graphics cards
 
+SLICE = "MIG slice"
+SAY_VRAM = "only llama.cpp itself could ask for its memory: if that is not the RAM, set HELPERS_VRAM_BYTES."
+WINDOWS_CARDS = r"SYSTEM\CurrentControlSet\Control\Class\{4d36e968-e325-11ce-bfc1-08002be10318}"  # display adapters
 
-def _gpus(world, total, available, in_container, engine_devices):
-    told = world.attempt("the engine's devices", (), _engine_gpus, engine_devices)
-    if told:
-        return told
+
+def _gpus(world, total, available, in_container):
     if world.system == "Darwin":
         return tuple(world.attempt("the Apple GPU", [], _apple_gpus, world, total, available))
     found = world.attempt("NVIDIA GPUs", [], _nvidia_gpus, world, total, available)
     found += world.attempt("AMD GPUs", [], _amd_gpus, world, available, in_container)
-    return tuple(found)
-
-
-def _engine_gpus(devices):
-    source, found = "reported by llama.cpp", []
-    for device in devices:
-        backend = str(device["backend"]).lower()
-        sizes = (Reading(device[f"vram_{kind}_bytes"], source) for kind in ("total", "free"))
-        if backend != "cpu":
-            found.append(Gpu(_clean(str(device["name"])), *sizes, backend, bool(device.get("unified")), source))
-    return tuple(found)
+    if world.windows:
+        world.attempt("other GPUs", None, _name_other_windows_gpus, world)
+    cards = [gpu for gpu in found if not gpu.unified]
+    if cards and len(cards) < len(found):  # else the card's share would be taken from the RAM as well
+        world.note("The graphics inside the processor are not counted: beside a card, llama.cpp leaves them alone.")
+    return tuple(cards or found)
 
 
 def _nvidia_gpus(world, total, available):
@@ -946,7 +922,9 @@ def _nvidia_gpus(world, total, available):
         return [_shared_gpu(board, "cuda", total, available, "/etc/nv_tegra_release: a Jetson shares RAM")]
     if not found and world.folder("/proc/driver/nvidia/gpus"):
         world.note("An NVIDIA card is there but gave no answer: install nvidia-ml-py, or run nvidia-smi to see why.")
-    return _visible(world, found or [])
+    visible = [gpu for _, _, gpu in _visible(world, "CUDA_VISIBLE_DEVICES", found or [])]
+    slices = [gpu for gpu in visible if SLICE in gpu.name]
+    return slices[:1] or visible  # a process gets the first slice, and then no other card
 
 
 def _shared_gpu(name, backend, total, available, source):
@@ -974,46 +952,34 @@ def _ask_nvml(world, nvml, total, available):
 
 def _nvml_card(world, nvml, index, total, available):
     card = nvml.nvmlDeviceGetHandleByIndex(index)
-    if not _in_slices(nvml, card):
-        try:
-            return [(index, *_nvml_memory(nvml, card, index, "", total, available))]
-        except Exception:  # a container that was handed one slice may not ask about the card
-            slices = _nvml_slices(nvml, card, index, total, available)
-            if not slices:
-                raise
-    else:
-        slices = _nvml_slices(nvml, card, index, total, available)
-    seen = len(slices)
-    world.note(f"NVIDIA GPU {index} is cut into slices (MIG): CUDA uses one slice per process, {seen} can be seen.")
-    return slices
+    # Slices count even when the card's mode is not told: a container that was handed one may not ask about the card.
+    places = range(_told(nvml, "nvmlDeviceGetMaxMigDeviceCount", card) or 0)
+    slices = {number: _told(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", card, number) for number in places}
+    found = [
+        (index, *_nvml_memory(nvml, one, index, f" ({SLICE} {number})", total, available))
+        for number, one in slices.items()
+        if one is not None
+    ]
+    if not found and (_told(nvml, "nvmlDeviceGetMigMode", card) or [0])[0] != 1:
+        return [(index, *_nvml_memory(nvml, card, index, "", total, available))]
+    world.note(
+        f"NVIDIA GPU {index} is cut into slices (MIG), {len(found)} can be seen: CUDA uses one per process, "
+        "the first unless CUDA_VISIBLE_DEVICES names another."
+    )
+    return found
 
 
-def _nvml_slices(nvml, card, index, total, available):
-    slices = []
+def _told(nvml, question, *arguments):
+    """The answer, or None: most cards cannot be cut, the numbers of slices have gaps, and some things are forbidden."""
     try:
-        places = nvml.nvmlDeviceGetMaxMigDeviceCount(card)
-    except Exception:  # a card that cannot be cut
-        return []
-    for number in range(places):
-        try:
-            one = nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, number)
-        except Exception:  # an empty place: slices need not be numbered without gaps
-            continue
-        slices.append((index, *_nvml_memory(nvml, one, index, f" (MIG slice {number})", total, available)))
-    return slices
-
-
-def _in_slices(nvml, card):
-    """True when MIG is on: the whole card's memory is then nobody's to use."""
-    try:
-        return nvml.nvmlDeviceGetMigMode(card)[0] == 1
-    except Exception:  # most cards cannot be cut
-        return False
+        return getattr(nvml, question)(*arguments)
+    except Exception:
+        return None
 
 
 def _nvml_memory(nvml, handle, index, suffix, total, available):
-    name = _nvml_text(nvml.nvmlDeviceGetName, handle) or f"NVIDIA GPU {index}"
-    uuid = _nvml_text(nvml.nvmlDeviceGetUUID, handle)
+    name, uuid = (_nvml_text(_told(nvml, f"nvmlDeviceGet{what}", handle)) for what in ("Name", "UUID"))
+    name = name or f"NVIDIA GPU {index}"
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         sizes = _whole(memory.total), _whole(memory.free)
@@ -1028,12 +994,8 @@ def _nvml_memory(nvml, handle, index, suffix, total, available):
     return uuid, Gpu(name + suffix, vram, free, "cuda", source="NVML (nvidia-ml-py)")
 
 
-def _nvml_text(ask, handle):
-    try:
-        text = ask(handle)
-    except Exception:
-        return ""
-    return _clean(text.decode(errors="replace") if isinstance(text, bytes) else str(text))
+def _nvml_text(told):
+    return _clean(told.decode(errors="replace") if isinstance(told, bytes) else str(told or ""))
 
 
 _SMI = ["--query-gpu=index,uuid,memory.total,memory.free,mig.mode.current,name", "--format=csv,noheader,nounits"]
@@ -1047,7 +1009,7 @@ def _ask_nvidia_smi(world, total, available):
         if len(cells) < 6 or _whole(cells[0]) is None:
             complaint = complaint or line.strip()
             continue
-        index, uuid, vram, free, mig, name = cells
+        index, uuid, vram, free, mig, name = map(_clean, cells)
         if mig == "Enabled":
             world.note(f"NVIDIA GPU {index} is cut into slices (MIG): install nvidia-ml-py to see how large they are.")
             continue
@@ -1062,20 +1024,27 @@ def _ask_nvidia_smi(world, total, available):
     return found
 
 
-def _visible(world, found):
-    """Only the cards CUDA may use: it stops reading CUDA_VISIBLE_DEVICES at the first name it does not know."""
-    chosen = world.env.get("CUDA_VISIBLE_DEVICES")
+def _visible(world, variable, found):
+    """The (place, uuid, Gpu) that this variable leaves: drivers stop reading it at the first name they do not know."""
+    chosen = world.env.get(variable)
     if chosen is None or not found:
-        return [gpu for _, _, gpu in found]
+        return found
     kept = []
     for name in (part.strip() for part in chosen.split(",")):
-        match = [gpu for i, uuid, gpu in found if name == str(i) or (len(name) > 4 and uuid.startswith(name))]
-        if not match:
+        match = [one for one in found if name == str(one[0]) or (len(name) > 4 and one[1].startswith(name))]
+        if not match or match[0] in kept:
             break
         kept += match
     if len(kept) < len(found):
-        world.note(f"CUDA_VISIBLE_DEVICES={chosen!r} hides {len(found) - len(kept)} of {len(found)} NVIDIA GPUs.")
-    return kept
+        world.note(f"{variable}={chosen!r} hides {len(found) - len(kept)} of {len(found)} GPUs.")
+    by_number = variable == "CUDA_VISIBLE_DEVICES" and chosen.strip()[:1].isdigit()
+    alike = len({gpu.vram_total_bytes for _, _, gpu in found}) == 1
+    if by_number and not alike and world.env.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        world.note(
+            "CUDA counts the fastest card first, nvidia-smi and this table count by slot: "
+            "set CUDA_DEVICE_ORDER=PCI_BUS_ID, so that a number means the same card everywhere."
+        )
+    return [(place, uuid, gpu) for place, (_, uuid, gpu) in enumerate(kept)]
 
 
 def _amd_gpus(world, available, in_container):
@@ -1086,13 +1055,24 @@ def _amd_gpus(world, available, in_container):
             continue
         intel = intel or world.read(f"{place}/vendor").strip() == "0x8086"
         if world.number(f"{place}/mem_info_vram_total"):
-            found.append(_amd_card(world, place, available))
+            uuid = f"GPU-{world.read(f'{place}/unique_id').strip()}"
+            found.append((len(found), uuid, _amd_card(world, place, available)))
     if intel:
-        world.note("An Intel GPU is there; what llama.cpp could use of it is known only when llama.cpp reports it.")
+        world.note(f"An Intel GPU is there; {SAY_VRAM}")
     if found and in_container and not (world.exists("/dev/kfd") or world.exists("/dev/dri")):
         world.note(f"{len(found)} AMD GPU can be seen but was not handed to this container (no /dev/kfd, no /dev/dri).")
         return []
-    return found
+    for variable in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):  # the second counts what the first leaves
+        found = _visible(world, variable, found)
+    return [gpu for _, _, gpu in found]
+
+
+def _name_other_windows_gpus(world):
+    """A note about the cards that only llama.cpp's own Vulkan or ROCm could ask."""
+    for number in range(8):
+        name = world.windows.registry(rf"{WINDOWS_CARDS}\{number:04}", "DriverDesc")
+        if re.search("AMD|Radeon|Intel", str(name)):
+            world.note(f"Windows names the GPU {name}; {SAY_VRAM}")
 
 
 def _amd_card(world, place, available):

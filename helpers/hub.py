@@ -133,7 +133,7 @@ class Files(Table):
             if row.quantization.upper() == quantization.upper():
                 return row
         here = ", ".join(row.quantization or row.name for row in self.models) or "no model"
-        raise HubError(f"{self.repo} has no {_plain(quantization)}. It has {here}.")
+        raise HubError(f"{self.repo} has no {units.plain(quantization)}. It has {here}.")
 
 
 # --- asking ---
@@ -155,11 +155,11 @@ def search(text="", limit=20):
             _knock()
             or list(api.list_models(search=words or None, filter="gguf", sort="downloads", limit=limit, expand=EXPAND))
         ),
-        f"the search for {_plain(words)!r}",
+        f"the search for {units.plain(words)!r}",
     )
     rows = [_repo(info) for info in found if REPO.fullmatch(str(info.id))]
     if not rows:
-        return Table(note=f"No GGUF repository has {_plain(words)!r} in its name. Try fewer words.")
+        return Table(note=f"No GGUF repository has {units.plain(words)!r} in its name. Try fewer words.")
     return Table(rows, note="See what is in one: hub.files(rows[0].id)")
 
 
@@ -187,7 +187,8 @@ def files(repo_id, revision=None, machine=None, n_ctx=8192, headers="one", progr
 
     Notes
     -----
-    Weights are the file's size without its header; the rest is the formula of `memory`. *When it misleads*: free memory
+    Weights are those of the tensors where this file's own header was read, else the file's size without its header; the
+    rest is the formula of `memory`. *When it misleads*: free memory
     is read when you call; models with a vision part need its size on top.
     """
     if headers not in ("one", "all", "none"):
@@ -212,7 +213,7 @@ def files(repo_id, revision=None, machine=None, n_ctx=8192, headers="one", progr
     if not rows:
         notes.append(f"{repo_id} has no GGUF file. Search for a repository that has: hub.search(...).")
     if others:
-        notes.append(f"Not shown: {len(others)} other files, such as {_plain(others[0])}.")
+        notes.append(f"Not shown: {len(others)} other files, such as {units.plain(others[0])}.")
     return Files(rows, "\n".join(notes), repo_id, info.sha, bool(info.gated))
 
 
@@ -280,11 +281,11 @@ def _explain(error, hub, what, repo_id, revision):
     if "OfflineModeIsEnabled" in names:
         return OFFLINE
     if "HFValidationError" in names:
-        return f"{_plain(repo_id)!r} is not the name of a repository (owner/name)."
+        return f"{units.plain(repo_id)!r} is not the name of a repository (owner/name)."
     if "GatedRepoError" in names:
         return gated_sentence(repo_id)
     if "RevisionNotFoundError" in names:
-        return f"{repo_id} has no revision {_plain(revision)!r}. Copy one from {hub}/{repo_id}/commits/main."
+        return f"{repo_id} has no revision {units.plain(revision)!r}. Copy one from {hub}/{repo_id}/commits/main."
     if repo_id and status in (401, 403, 404):
         return (
             f"The hub does not show {repo_id} to you (status {status}): it does not exist, or is private. Check the "
@@ -309,10 +310,10 @@ def _explain(error, hub, what, repo_id, revision):
 def _repo_name(repo_id):
     """ "owner/name" from itself or from the address of its page."""
     text = str(repo_id).strip().removeprefix("hf://")
-    text = re.sub(r"^https?://[^/]+/", "", text).rstrip("/")
-    text = "/".join(text.split("/")[:2])
+    text = re.sub(r"^(https?://[^/]+|hf\.co|huggingface\.co)/", "", text).rstrip("/")
+    text = "/".join(text.split("/")[:2]).partition(":")[0]  # behind a colon: the tag that Ollama's users write
     if not REPO.fullmatch(text):
-        raise HubError(f"{_plain(repo_id)!r} is not the name of a repository (owner/name).")
+        raise HubError(f"{units.plain(repo_id)!r} is not the name of a repository (owner/name).")
     return text
 
 
@@ -326,7 +327,7 @@ def _repo(info):
         gated=bool(info.gated),
         n_params=_count(said.get("total")),
         n_ctx_train=_count(said.get("context_length")),
-        architecture=_plain(said.get("architecture") or "", 30),
+        architecture=units.plain(said.get("architecture") or "", 30),
         modified=info.last_modified.date().isoformat() if info.last_modified else "",
         quantizations=tuple(sorted({quantization_of(name) for name in names} - {""})),
     )
@@ -478,22 +479,24 @@ def cells(row):
     """Column name -> text of one row, the same for the text and the HTML form."""
     if isinstance(row, Repo):
         return {
-            "repository": _plain(row.id) + (" (gated)" if row.gated else ""),
+            "repository": units.plain(row.id) + (" (gated)" if row.gated else ""),
             "weights": units.show_count(row.n_params) if row.n_params else "",
             "context": f"{row.n_ctx_train:,}" if row.n_ctx_train else "",
-            "quantizations": _plain(", ".join(row.quantizations[:6]) + (", ..." if len(row.quantizations) > 6 else "")),
+            "quantizations": units.plain(
+                ", ".join(row.quantizations[:6]) + (", ..." if len(row.quantizations) > 6 else "")
+            ),
             "downloads": f"{row.downloads:,}",
-            "changed": _plain(row.modified),
+            "changed": units.plain(row.modified),
         }
     verdict = row.verdict
     return {
-        "file": _plain(row.name),
-        "quantization": _plain(row.quantization),
+        "file": units.plain(row.name),
+        "quantization": units.plain(row.quantization),
         "download": units.show_decimal(row.size_bytes) if row.size_bytes else "?",
         "needs": units.show(row.estimate.total_bytes) if row.estimate else "",
         "here": f"{fit.SIGNS[verdict.status]} {fit.SAYS[verdict.status]}" if verdict else "",
-        "known by": _plain(row.source),
-        "note": _plain(row.note, 160),
+        "known by": units.plain(row.source),
+        "note": units.plain(row.note, 160),
     }
 
 
@@ -515,9 +518,3 @@ def _html_table(rows):
         "<tr>" + "".join(f"<td{left}>{html.escape(row[name])}</td>" for name in names) + "</tr>" for row in table
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _plain(text, most=200):
-    """A text from the hub as it may be shown: on one line, nothing that moves the cursor or turns the writing round."""
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text)[: most + 1])
-    return shown[: most - 1] + "…" if len(shown) > most else shown

@@ -93,7 +93,7 @@ class Server:
 
     def models(self):
         """The models it offers: a tuple of `ServedModel`. Raises `ServerError` within 5 s when it does not tell."""
-        return tuple(_look(lambda deadline: LISTS[self.kind](self, deadline), self.url, self.kind, self.key))
+        return _look(lambda deadline: tuple(LISTS[self.kind](self, deadline)), self.url, self.kind, self.key)
 
     def __str__(self):
         slots = f", {self.n_slots} slot{'s' if self.n_slots > 1 else ''}" if self.n_slots else ""
@@ -112,6 +112,11 @@ def find(hosts=()):
     Returns
     -------
     tuple of Server
+
+    Raises
+    ------
+    ServerError
+        At once, for something in `hosts` or `HELPERS_SERVER` that is no address.
     """
     named = [_ollama_url(), *hosts]
     named += [os.environ[SERVER_VARIABLE]] if os.environ.get(SERVER_VARIABLE) else []
@@ -147,7 +152,7 @@ def connect(where, key=None):
         Within 5 s: nothing listens there, it is no server of models, it fails, or it wants a key.
     """
     kind, url = _address(where)
-    key = _key(url) if key is None else key
+    key = _key(url) if key is None else key.strip()
     return _look(lambda deadline: _identify(url, key, deadline), url, kind, key)
 
 
@@ -221,7 +226,7 @@ def _key(url):
     if not named or _base(named) != url:
         return ""
     others = os.environ.get("OPENAI_API_KEY", "") if url.startswith("https://") else ""
-    return os.environ.get(KEY_VARIABLE) or others
+    return (os.environ.get(KEY_VARIABLE) or others).strip()  # a file that was read into it ends with a new line
 
 
 def is_here(url):
@@ -432,7 +437,7 @@ def _list_llama_server(server, deadline):
         quantization = clean(meta.get("ftype") or props.get("model_ftype") or "", 30)
         yield ServedModel(
             clean(row.get("id", "")),
-            quantization.removeprefix("(guessed) ").replace(" - Medium", "_M").replace(" - Small", "_S"),
+            re.sub(r" - ([SML])(mall|edium|arge)$", r"_\1", quantization.removeprefix("(guessed) ")),
             n_ctx,
             whole(meta, "n_ctx_train"),
             whole(meta, "size"),
@@ -445,12 +450,7 @@ def _list_other(server, deadline):
         yield ServedModel(clean(row.get("id", "")), n_ctx=whole(row, "max_model_len"))
 
 
-LISTS = {
-    OLLAMA: lambda server, deadline: list(_list_ollama(server, deadline)),
-    LM_STUDIO: lambda server, deadline: list(_list_lm_studio(server, deadline)),
-    LLAMA_SERVER: lambda server, deadline: list(_list_llama_server(server, deadline)),
-    OTHER: lambda server, deadline: list(_list_other(server, deadline)),
-}
+LISTS = {OLLAMA: _list_ollama, LM_STUDIO: _list_lm_studio, LLAMA_SERVER: _list_llama_server, OTHER: _list_other}
 
 
 # --- what went wrong, in a sentence --------------------------------------------------------------------------------
@@ -458,7 +458,9 @@ LISTS = {
 
 def explain(error, url, kind="", key=""):
     text = _sentence(error, url, kind)
-    return text.replace(key, "***") if key else text
+    for shape in filter(None, (key, repr(key)[1:-1])):  # Python's own errors quote what they refuse
+        text = text.replace(shape, "***")
+    return text
 
 
 def _sentence(error, url, kind):

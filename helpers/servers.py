@@ -304,6 +304,7 @@ class _Taken:
 
     pieces: list = field(default_factory=list)
     thoughts: list = field(default_factory=list)
+    n_characters: int = 0
     prompt_tokens: int = 0
     answer_tokens: int = 0
     cached: int = 0
@@ -350,11 +351,13 @@ def _one(events, taken, emit, patience, waiting):
         waiting.close()
         taken.last = when - events.start
         taken.first = taken.first or taken.last
+        taken.n_characters += len(value)
         (taken.pieces if kind == "piece" else taken.thoughts).append(value)
         if kind == "piece":
             emit(value)
-        if len(taken.pieces) % 512 == 0 and len(taken.text) > MOST_ANSWER_CHARACTERS:
-            raise ServerError(f"{server.kind} at {server.url} does not stop talking. It was cut off.", taken.text)
+        if taken.n_characters > MOST_ANSWER_CHARACTERS:
+            says = "does not stop talking and was cut off. Ask another model; max_tokens= says how much is asked for."
+            raise ServerError(f"{server.kind} at {server.url} {says}", taken.text)
     elif kind == "start":  # the clock starts when the client is made and the question leaves
         events.start = when
     elif kind == "tokens":

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import sys
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,12 +21,10 @@ from . import download, fit, formats, hardware, memory, units
 OLLAMA_REGISTRY, OLLAMA_LIBRARY = "registry.ollama.ai", "library"
 OLLAMA_KIND = "application/vnd.ollama.image."
 DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
-PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 NO_WEIGHTS = "a cloud model runs on Ollama's computers; other formats exist too"
 MOST_MANIFEST_BYTES = units.MIB
 MOST_FILES = 20_000  # a folder with more is somebody's whole disk
 SAMPLE_BYTES, SAMPLES = 64 * units.KIB, 16
-SHOW_BAR_AFTER_S = 2.0
 FILE_TYPES = {row.file_type: row.name for row in formats.QUANTIZATIONS.values()}
 CARD_STYLE = "text-align:left; vertical-align:top; padding: 2px 10px 2px 0"
 
@@ -228,9 +225,9 @@ def lay_out(path, folder, name):
 
     For lessons and tests: Ollama's own store has more layers (template, parameters, licence), and is left alone.
     """
-    sha256, (model, tag) = download.sha256_of(path), name.split(":")
+    sha256, (model, _, tag) = download.sha256_of(path), name.partition(":")
     blob = Path(folder, "blobs", f"sha256-{sha256}")
-    manifest = Path(folder, "manifests", OLLAMA_REGISTRY, OLLAMA_LIBRARY, model, tag)
+    manifest = Path(folder, "manifests", OLLAMA_REGISTRY, OLLAMA_LIBRARY, model, tag or "latest")
     for file in (blob, manifest):
         file.parent.mkdir(parents=True, exist_ok=True)
     part = blob.with_name(f"{blob.name}-partial")
@@ -263,8 +260,8 @@ def _ollama_model(store, manifest):
     path, sha256 = _blob(store, weights)
     parameters = _json(_blob(store, layers["params"])[0]) if "params" in layers else {}
     vision = _blob(store, layers["projector"])[0] if "projector" in layers else None
-    note = "" if path.is_file() else "its weights are missing; `ollama pull` it again"
-    size = path.stat().st_size if path.is_file() else 0
+    note = "" if os.path.isfile(path) else "its weights are missing; `ollama pull` it again"
+    size = path.stat().st_size if not note else 0
     return OllamaModel(name, path, sha256, size, parameters if isinstance(parameters, dict) else {}, vision, note)
 
 
@@ -284,7 +281,7 @@ def _layers(manifest):
 def _blob(store, sha256):
     """(path, SHA-256) of a blob; stores from before 2024 have a colon in the name where there is now a hyphen."""
     new, old = store / "blobs" / f"sha256-{sha256}", store / "blobs" / f"sha256:{sha256}"
-    return (old if not new.exists() and old.exists() else new), sha256
+    return (old if os.path.exists(old) and not os.path.exists(new) else new), sha256
 
 
 # --- every GGUF file on this disk ----------------------------------------------------------------------------------
@@ -309,7 +306,7 @@ def local_models(folders=None, machine=None, n_ctx=4096, progress=True):
 
     Parameters
     ----------
-    folders : sequence of paths, optional
+    folders : path or sequence of paths, optional
         Further folders to search, subfolders included.
     machine : hardware.Machine, optional
         The machine to judge by; default: this one.
@@ -329,12 +326,14 @@ def local_models(folders=None, machine=None, n_ctx=4096, progress=True):
     this user may not read. The verdict is the formula's, for the free memory of this moment.
     """
     machine = machine or hardware.detect()
+    folders = [folders] if isinstance(folders, (str, Path)) else folders
     notes, found = [], _packaged()
     for place in (*places(), *(Place("folder", Path(folder).expanduser()) for folder in folders or ())):
         found += _search(place, notes)
-        if place.tool == "folder" and not place.folder.is_dir():
+        if place.tool == "folder" and not os.path.isdir(place.folder):
             notes.append(f"{place.folder} is no folder.")
-    groups = _same_content(found, _Bar(progress))
+    with download.late_bar(progress, "Comparing files of equal length") as tell:
+        groups = _same_content(found, tell)
     models = LocalModels(
         sorted((_described(group, machine, n_ctx) for group in groups), key=lambda m: (-m.size_bytes, m.name))
     )
@@ -353,8 +352,12 @@ def _packaged():
 
 def _search(place, notes):
     if not os.access(place.folder, os.R_OK | os.X_OK):
-        if place.folder.exists():
-            notes.append(f"{place.tool}: {place.folder} may not be read by you.")
+        try:
+            is_there = bool(place.folder.stat())
+        except OSError as error:  # closed may be the folder above, as the home of Ollama's own user is on Ubuntu
+            is_there = isinstance(error, PermissionError)
+        if is_there:
+            notes.append(f"{place.tool}: {place.folder} may not be read by you; ask its owner for the right to read.")
         return []
     if place.kind == "ollama":
         stored = ollama_models(place.folder)
@@ -382,8 +385,7 @@ def _gguf_files(place, notes):
             notes.append(f"{place.folder} holds more than {MOST_FILES:,} files: name a smaller folder.")
             return
         for name in sorted(names):
-            part = PART.fullmatch(name)
-            if name.lower().endswith(".gguf") and (not part or part[2] == "00001"):
+            if name.lower().endswith(".gguf") and name == download.split_names(name)[0]:
                 yield Path(folder, name)
 
 
@@ -395,27 +397,19 @@ def _file(place, name, path, sha256):
         if place.kind == "hub" and len(paths) == 1:
             blob = path.resolve().name  # the hub names the blob of a large file after its content
             sha256 = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else ""
-            name = _hub_name(place.folder, path)
+            name = f"{download.repo_of(path, place.folder)}/{path.name}"
         identity = (status.st_dev, status.st_ino)
         return _Found(place.tool, name, path, size_bytes, identity, sha256, len(paths)) if path.is_file() else None
     except OSError:
         return None
 
 
-def _hub_name(cache, path):
-    repo = path.relative_to(cache).parts[0].removeprefix("models--").replace("--", "/")
-    return f"{repo}/{path.name}"
-
-
 def _parts(path):
     """All files of a model, whether they are there or not."""
-    part = PART.fullmatch(path.name)
-    if not part or int(part[3]) > 1000:
-        return [path]
-    return [path.with_name(f"{part[1]}-{i:05}-of-{part[3]}.gguf") for i in range(1, int(part[3]) + 1)]
+    return [path.with_name(name) for name in download.split_names(path.name)]
 
 
-def _same_content(found, bar):
+def _same_content(found, tell):
     """Groups of `_Found` with the same content: the same file, the same SHA-256, else compared by reading."""
     by_file = {}
     for one in found:
@@ -426,8 +420,7 @@ def _same_content(found, bar):
         by_size.setdefault((file[0].size_bytes, file[0].parts), []).append(file)
     groups = []
     for alike in by_size.values():
-        groups += _split_by_content(alike, bar) if len(alike) > 1 else [[alike[0]]]
-    bar.close()
+        groups += _split_by_content(alike, tell) if len(alike) > 1 else [[alike[0]]]
     return groups
 
 
@@ -436,16 +429,20 @@ def _merged(group):
     return [replace(one, sha256=sha256) for one in group]
 
 
-def _split_by_content(files, bar):
+def _split_by_content(files, tell):
     """Files of one length, grouped by content; each is a list of `_Found` that are the same file on the disk."""
     by_content = {}
     for file in files:
-        by_content.setdefault(_fingerprint(file[0].path), []).append(file)
+        try:
+            mark = _fingerprint(file[0].path)
+        except OSError:  # it may not be read, or went away: like no other, and `_described` says what is wrong
+            mark = file[0].path
+        by_content.setdefault(mark, []).append(file)
     groups = []
     for alike in by_content.values():
         by_hash = {}
         for file in alike:
-            sha256 = file[0].sha256 or (_sha256(file[0], bar) if len(alike) > 1 else "")
+            sha256 = file[0].sha256 or (_sha256(file[0], tell) if len(alike) > 1 else "")
             by_hash.setdefault(sha256, []).append([replace(one, sha256=sha256) for one in file])
         groups += by_hash.values()
     return groups
@@ -461,38 +458,12 @@ def _fingerprint(path):
     return digest.digest()
 
 
-def _sha256(found, bar):
+def _sha256(found, tell):
     """The SHA-256 of a file; for a split model, of all its parts one after the other."""
     digest = hashlib.sha256()
     for path in _parts(found.path):
-        with path.open("rb") as file:
-            while chunk := file.read(units.MIB):
-                digest.update(chunk)
-                bar.add(len(chunk))
+        download.feed(digest, path, tell)
     return digest.hexdigest()
-
-
-class _Bar:
-    """A progress bar that appears only when the reading takes a while."""
-
-    def __init__(self, wanted):
-        self._wanted, self._bar, self._start, self._done = wanted, None, time.monotonic(), 0
-
-    def add(self, n_bytes):
-        self._done += n_bytes
-        if self._bar:
-            self._bar.update(n_bytes)
-        elif self._wanted and time.monotonic() - self._start > SHOW_BAR_AFTER_S:
-            try:
-                from tqdm.auto import tqdm
-            except ImportError:
-                self._wanted = False
-                return
-            self._bar = tqdm(desc="Comparing files of equal length", unit="B", unit_scale=True, initial=self._done)
-
-    def close(self):
-        if self._bar:
-            self._bar.close()
 
 
 def _described(group, machine, n_ctx):

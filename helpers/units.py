@@ -100,3 +100,14 @@ def printable(text, most=MOST_SHOWN):
     text = str(text)
     rest = f" … ({len(text) - most:,} more characters)" if len(text) > most else ""
     return HARMFUL.sub("\N{REPLACEMENT CHARACTER}", text[:most]) + rest
+
+
+def plain(text, most=200):
+    """A name or a sentence of others on one line of at most `most` characters, without anything that does not print.
+
+    >>> plain("two\\nlines"), plain("abcdef", most=4)
+    ('two\ufffdlines', 'abc…')
+    """
+    text = str(text)
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:most])
+    return shown[: most - 1] + "…" if len(text) > most else shown

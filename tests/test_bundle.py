@@ -1,5 +1,6 @@
 """A bundle for computers without a network: what is in it, what mends it, and a start from it without any route."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -75,6 +76,26 @@ def test_without_engine_it_is_not_held_and_can_be_added(made):
     assert list(facts(made)["holds"].values()) == [["engine", "model", "packages"]]
 
 
+def test_a_drive_that_is_gone_is_no_endless_search(monkeypatch):
+    monkeypatch.setattr(
+        Path, "exists", lambda path: False
+    )  # Windows: of E:\\ nothing is there, and E:\\ is its own parent
+    monkeypatch.setattr(
+        bundle.shutil, "disk_usage", lambda path: (_ for _ in ()).throw(FileNotFoundError(2, "gone", path))
+    )
+    with pytest.raises(FileNotFoundError):
+        bundle._check_disk(Path("/media/stick/bundle"), 1)
+
+
+def test_a_stick_with_fat32_is_told_from_a_full_one(made, monkeypatch, capsys):
+    def too_large(*_):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), "big.gguf")
+
+    monkeypatch.setattr(bundle, "_run", too_large)
+    assert made.run() == 1
+    assert "exFAT" in capsys.readouterr().err
+
+
 def test_an_interruption_leaves_no_bundle_that_looks_whole(made, monkeypatch):
     monkeypatch.setattr(bundle, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert made.run() == 130
@@ -147,7 +168,15 @@ def test_the_learners_own_files_stay_at_home():
     names = bundle.kit_files()
     assert "start.py" in names and "helpers/units.py" in names
     assert not [name for name in names if name.split("/")[0] in bundle.NOT_COPIED or ".progress" in name]
-    assert not [name for name in bundle._files(ROOT, ROOT) if name.split("/")[0] in (".git", ".venv", "my-lessons")]
+    without_git = bundle._files(ROOT, ROOT)
+    assert not [name for name in without_git if name.split("/")[0] in (".git", ".venv", "my-lessons")]
+    assert set(names) <= set(without_git), "a copy of the kit from a ZIP file must make a whole bundle, too"
+
+
+def test_what_a_download_leaves_open_is_no_part_of_a_bundle(tmp_path):
+    for name in ("a.gguf", "a.gguf.0123.part", "a.gguf.0123.lock", "requirements.lock", ".progress.json"):
+        (tmp_path / name).touch()
+    assert bundle._files(tmp_path, tmp_path) == ["a.gguf", "requirements.lock"]
 
 
 VISIT = """

@@ -280,7 +280,8 @@ def test_exit_code_and_text(monkeypatch, capsys, status, code):
     line = Line(status, "plotly", "A sentence.", "type this" if status == "FIX" else "")
     monkeypatch.setattr(doctor, "check", lambda: [line])
     assert doctor.main([]) == code
-    printed = capsys.readouterr().out
+    printed, waiting = capsys.readouterr()
+    assert "some seconds" in waiting  # a learner who sees nothing presses Ctrl-C
     assert printed.startswith(f"[{status}]") and ("type: type this" in printed) == (code == 1)
 
 
@@ -291,6 +292,7 @@ def test_json(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == expected
 
 
+@pytest.mark.slow
 def test_for_real_it_answers_and_imports_nothing_foreign_here():
     code = (
         "import json, sys\n"

@@ -117,6 +117,14 @@ def test_old_kernel_without_memavailable(machine):
     assert found.swap_free_bytes == 0 and found.swap_free_bytes.source == "not found"
 
 
+def test_swap_compressed_in_ram_is_no_swap(machine):
+    swaps = (
+        "Filename Type Size Used Priority\n/dev/zram0 partition 1048576 48576 100\n/dev/sda2 partition 9999999 0 -2\n"
+    )
+    found = machine("laptop", {"/proc/swaps": swaps})
+    assert found.swap_free_bytes == 3 * GIB - 1000000 * KIB and "zram" in found.swap_free_bytes.source
+
+
 # ---------------------------------------------------------------- control groups: memory
 
 
@@ -423,9 +431,19 @@ def test_names_as_bytes(machine):
     assert machine("colab_t4", nvml=FakeNVML([T4])).gpus[0].name == "Tesla T4"
 
 
-def test_mig_slices_not_the_whole_card(machine):
-    found = machine("laptop", nvml=FakeNVML([A100]))
-    assert [gpu.vram_total_bytes for gpu in found.gpus] == [5100273664, 20937965568]
+@pytest.mark.parametrize(
+    "cards, visible, vram",
+    [
+        ([A100], None, 5100273664),
+        ([A100], "MIG-dddd4444", 20937965568),
+        ([A100], "MIG-dddd4444,MIG-cccc3333", 20937965568),
+        ([RTX_4090, A100], None, 5100273664),
+        ([RTX_4090, A100], "0", RTX_4090["memory"][0]),
+    ],
+)
+def test_mig_is_one_slice_and_neither_their_sum_nor_the_whole_card(machine, cards, visible, vram):
+    found = machine("laptop", nvml=FakeNVML(cards), env={} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+    assert [gpu.vram_total_bytes for gpu in found.gpus] == [vram]
     assert any("MIG" in note and "2 can be seen" in note for note in found.notes)
 
 
@@ -433,7 +451,11 @@ def test_mig_card_that_may_not_be_asked(machine):
     card = {**A100, "memory": NVMLError("Insufficient Permissions")}
     del card["mig"]
     found = machine("laptop", nvml=FakeNVML([card]))
-    assert [gpu.vram_total_bytes for gpu in found.gpus] == [5100273664, 20937965568]
+    assert [gpu.vram_total_bytes for gpu in found.gpus] == [5100273664]
+
+
+def test_a_cut_card_without_a_slice_is_nobodys(machine):
+    assert machine("laptop", nvml=FakeNVML([{**A100, "slices": []}])).gpus == ()
 
 
 @pytest.mark.parametrize("memory", [NVMLError("Not Supported"), ("N/A", "N/A"), (0, 0)])
@@ -494,6 +516,7 @@ def test_nvidia_smi_gb10_and_mig(machine):
         ("-1", []),
         ("", []),
         ("0,9,1", ["NVIDIA GeForce RTX 4090"]),
+        ("0,0", ["NVIDIA GeForce RTX 4090"]),  # the same memory is not there twice
         ("nonsense", []),
     ],
 )
@@ -501,6 +524,28 @@ def test_cuda_visible_devices(machine, visible, names):
     found = machine("laptop", nvml=FakeNVML([RTX_4090, T4]), env={"CUDA_VISIBLE_DEVICES": visible})
     assert [gpu.name for gpu in found.gpus] == names
     assert len(names) == 2 or any("CUDA_VISIBLE_DEVICES" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    "cards, env, said",
+    [
+        ([T4, RTX_4090], {"CUDA_VISIBLE_DEVICES": "0"}, True),
+        ([T4, RTX_4090], {"CUDA_VISIBLE_DEVICES": "1,0"}, True),
+        ([T4, RTX_4090], {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, False),
+        ([T4, RTX_4090], {"CUDA_VISIBLE_DEVICES": "GPU-bbbb2222"}, False),
+        ([T4, RTX_4090], {"CUDA_VISIBLE_DEVICES": "-1"}, False),
+        ([T4, T4], {"CUDA_VISIBLE_DEVICES": "0"}, False),
+    ],
+)
+def test_a_number_may_mean_another_card_to_cuda_than_to_nvidia_smi(machine, cards, env, said):
+    notes = machine("laptop", nvml=FakeNVML(cards), env=env).notes
+    assert any("CUDA_DEVICE_ORDER=PCI_BUS_ID" in note for note in notes) is said
+
+
+def test_names_of_drivers_move_no_cursor(machine):
+    assert machine("intel_mac", run=lambda c: "machdep.cpu.brand_string: In\x1b[2Jtel\n").cpu_name == "In[2Jtel"
+    row = "0, GPU-1, 8192, 8000, [N/A], GeForce\x1b[31m RTX\n"
+    assert machine("laptop", run=lambda command: row).gpus[0].name == "GeForce[31m RTX"
 
 
 def test_jetson(machine):
@@ -533,6 +578,40 @@ def test_amd_inside_the_processor_cannot_borrow_more_than_is_free(machine):
     assert gpu.vram_free_bytes == 268435456 + GIB
 
 
+APU, CARD = "/sys/class/drm/card5/device/", "AMD GPU 1002:744c"
+INSIDE = {  # a desktop processor's own graphics, beside a card
+    APU + "vendor": "0x1002", APU + "device": "0x164e",
+    APU + "mem_info_vram_total": str(512 * MIB), APU + "mem_info_vram_used": "0",
+    APU + "mem_info_gtt_total": str(16 * GIB), APU + "mem_info_gtt_used": "0",
+}  # fmt: skip
+
+
+def test_graphics_inside_the_processor_do_not_make_a_cards_memory_shared(machine):
+    for found in (machine("laptop", INSIDE, nvml=FakeNVML([RTX_4090])), machine("amd_dgpu", INSIDE)):
+        assert len(found.gpus) == 1 and not found.unified_memory
+        assert any("inside the processor" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    "env, names",
+    [
+        ({"HIP_VISIBLE_DEVICES": "0"}, [CARD]),
+        ({"HIP_VISIBLE_DEVICES": "1"}, ["second"]),
+        ({"ROCR_VISIBLE_DEVICES": "1", "HIP_VISIBLE_DEVICES": "0"}, ["second"]),
+        ({"ROCR_VISIBLE_DEVICES": "GPU-0a1b2c"}, ["second"]),
+        ({"HIP_VISIBLE_DEVICES": ""}, []),
+        ({"HIP_VISIBLE_DEVICES": "-1"}, []),
+        ({}, [CARD, "second"]),
+    ],
+)
+def test_amd_cards_that_were_hidden(machine, env, names):
+    second = "/sys/class/drm/card7/device/"
+    files = {"product_name": "second", "mem_info_vram_total": str(8 * GIB), "unique_id": "0a1b2c3d4e5f6071\n"}
+    found = machine("amd_dgpu", {second + name: text for name, text in files.items()}, env=env)
+    assert [gpu.name for gpu in found.gpus] == names
+    assert bool(env) is any("VISIBLE_DEVICES" in note for note in found.notes)
+
+
 def test_amd_card_not_handed_to_the_container(machine, tmp_path):
     found = machine("amd_dgpu", {"/.dockerenv": ""})
     assert found.gpus == () and any("/dev/kfd" in note for note in found.notes)
@@ -552,8 +631,9 @@ def test_apple_m3(machine):
     assert gpu.vram_free_bytes == found.ram_available_bytes
 
 
-def test_apple_limit_set_by_hand_and_large_mac(machine):
+def test_apple_limit_set_by_hand_and_large_mac_and_decimal_comma(machine):
     text = read_fixture("apple_m3")[1]["sysctl"]
+    assert machine("apple_m3", run=lambda c: text.replace("954.50M", "954,50M")).swap_free_bytes == int(954.5 * MIB)
     by_hand = text.replace("wired_limit_mb: 0", "wired_limit_mb: 14336")
     assert machine("apple_m3", run=lambda c: by_hand).gpus[0].vram_total_bytes == 14 * GIB
     large = text.replace("17179869184", str(64 * GIB))
@@ -569,6 +649,7 @@ def test_apple_with_psutil_and_rosetta(machine):
     found = machine("apple_m3", psutil=psutil, machine="x86_64", run=lambda c: translated)
     assert (found.ram_available_bytes, found.swap_free_bytes) == (5 * GIB, GIB)
     assert len(found.gpus) == 1 and any("Rosetta" in note for note in found.notes)
+    assert "neon" not in found.cpu_flags and found.repack == ""  # it runs llama.cpp for Intel
 
 
 def test_intel_mac_has_no_unified_memory(machine):
@@ -584,6 +665,8 @@ class FakeWindows:
         return number in (39, 40)
 
     def registry(self, key, value):
+        if value == "DriverDesc":
+            return {"0000": "Microsoft Basic Display Adapter", "0001": "AMD Radeon RX 6800"}.get(key[-4:])
         return "AMD Ryzen 5 5600X 6-Core Processor  "
 
 
@@ -593,6 +676,8 @@ def test_windows(tmp_path):
     assert (found.ram_total_bytes, found.ram_available_bytes, found.swap_free_bytes) == (16 * GIB, 6 * GIB, 3 * GIB)
     assert (found.cpu_name, found.repack, found.cpu_threads) == ("AMD Ryzen 5 5600X 6-Core Processor", "avx2", 12)
     assert found.cpu_flags.source == "IsProcessorFeaturePresent"
+    (note,) = found.notes
+    assert "AMD Radeon RX 6800" in note and "HELPERS_VRAM_BYTES" in note
 
 
 def test_windows_name_from_the_environment(tmp_path):
@@ -611,18 +696,6 @@ def test_windows_asks_with_a_structure_of_the_right_size(monkeypatch):
     kernel32 = SimpleNamespace(GlobalMemoryStatusEx=answer)
     monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel32), raising=False)
     assert hardware._Windows().memory() == (3, 2, 1)
-
-
-def test_the_engine_knows_better(machine):
-    devices = [
-        {"name": "CPU", "vram_total_bytes": 1, "vram_free_bytes": 1, "backend": "cpu"},
-        {"name": "Intel Arc", "vram_total_bytes": 8 * GIB, "vram_free_bytes": 7 * GIB, "backend": "Vulkan"},
-    ]
-    found = machine("laptop", nvml=FakeNVML([RTX_4090]), engine_devices=devices)
-    assert [(gpu.name, gpu.backend) for gpu in found.gpus] == [("Intel Arc", "vulkan")]
-    assert "llama.cpp" in found.gpus[0].source
-    found = machine("laptop", nvml=FakeNVML([RTX_4090]), engine_devices=[{"nonsense": 1}])
-    assert found.gpus[0].name == "NVIDIA GeForce RTX 4090"
 
 
 # ---------------------------------------------------------------- nothing, garbage, exceptions
@@ -690,7 +763,6 @@ def test_everything_raises(tmp_path):
             affinity=broken,
             windows=Broken(),
             system=system,
-            engine_devices=7,
         )
         check_sane(found)
         assert found.notes
@@ -750,6 +822,12 @@ def test_video_memory_override_keeps_the_name_and_zero_removes(machine):
     gpu = machine("laptop", nvml=FakeNVML([RTX_4090]), overrides={"vram_bytes": 8 * GIB}).gpus[0]
     assert (gpu.name, gpu.backend, gpu.vram_free_bytes) == ("NVIDIA GeForce RTX 4090", "cuda", 8 * GIB)
     assert machine("laptop", nvml=FakeNVML([RTX_4090]), overrides={"vram_bytes": 0}).gpus == ()
+
+
+def test_video_memory_override_of_shared_memory_stays_shared(machine):
+    found = machine("apple_m3", overrides={"vram_bytes": 12 * GIB})
+    assert found.gpus[0].vram_total_bytes == 12 * GIB
+    assert found.gpus[0].unified and found.unified_memory  # else a model could have the same bytes twice
 
 
 def test_words_can_be_overridden(machine):
@@ -825,8 +903,9 @@ def test_a_missing_package_changes_the_source_and_not_the_machine():
 
 
 def test_run_tolerates_a_program_that_is_not_there_or_fails():
-    assert hardware._run(["no such program here"]) == ""
-    assert hardware._run([sys.executable, "-c", "print('said'); raise SystemExit(3)"]).strip() == "said"
+    run = hardware._remember(hardware._run)
+    assert run(["no such program here"]) == ""
+    assert run([sys.executable, "-c", "print('said'); raise SystemExit(3)"]).strip() == "said"
 
 
 def test_import_is_light():

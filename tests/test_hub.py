@@ -224,7 +224,8 @@ def test_a_gated_repository_is_explained_and_still_listed(server, monkeypatch, c
 
 def test_the_page_of_a_repository_is_a_name_too(server):
     repository(server, [listed("a-Q8_0.gguf", 5)])
-    for name in (f"{server.url}/me/model", f"{server.url}/me/model/tree/main", "hf://me/model", " me/model "):
+    pages = (f"{server.url}/me/model", f"{server.url}/me/model/tree/main", "hf://me/model", " me/model ")
+    for name in (*pages, "hf.co/me/model:Q8_0"):
         assert hub.files(name, machine=LAPTOP, headers="none").repo == "me/model"
 
 

@@ -222,6 +222,19 @@ def test_lm_studio_is_known_though_it_answers_everything():
     assert (qwen.n_ctx, qwen.loaded) == (0, False) and nomic.note == ports.FOR_EMBEDDINGS
 
 
+@pytest.mark.parametrize(
+    "said, name",
+    [
+        ("Q4_K - Medium", "Q4_K_M"), ("(guessed) Q5_K - Small", "Q5_K_S"), ("Q3_K - Large", "Q3_K_L"), ("Q8_0", "Q8_0"),
+    ],
+)  # fmt: skip
+def test_llama_servers_names_of_quantizations(said, name):
+    props = {"default_generation_settings": {"n_ctx": 512}, "model_ftype": said}
+    with playing({"/props": (200, props), "/v1/models": MODELS}) as played:
+        (model,) = connect(played.url).models()
+    assert (model.quantization, model.n_ctx) == (name, 512)
+
+
 def test_any_other_server_is_known_by_its_list():
     with playing(plain()) as played:
         server = connect(played.url + "/v1/")
@@ -300,6 +313,16 @@ def test_a_server_that_repeats_the_key_does_not_get_it_printed(monkeypatch):
         with pytest.raises(ServerError) as error:
             connect("class")
     assert "***" in str(error.value) and SECRET not in str(error.value)
+
+
+def test_a_key_that_no_header_can_hold_is_not_repeated(monkeypatch):
+    with playing(plain()) as played:
+        monkeypatch.setenv("HELPERS_SERVER", played.url)
+        monkeypatch.setenv("HELPERS_SERVER_KEY", SECRET + "\n")  # as it comes out of a file
+        assert connect("class").key == SECRET
+        with pytest.raises(ServerError, match=r"\*\*\*") as error:
+            connect(played.url, key=f"{SECRET}\nX: y")
+        assert SECRET not in str(error.value)
 
 
 def test_a_key_that_is_missing_is_named():
@@ -583,6 +606,16 @@ def test_patience_ends(stream, says, partial):
     with playing(plain(stream)) as played, pytest.raises(ServerError, match=says) as error:
         ask(played.url, "Hi", first_token_within_s=0.4, piece_within_s=0.4)
     assert error.value.partial_text == partial
+
+
+@needs_openai
+@pytest.mark.parametrize("kind", ["content", "reasoning_content"])
+def test_a_server_that_never_stops_is_cut_off(kind, monkeypatch):
+    monkeypatch.setattr(servers, "MOST_ANSWER_CHARACTERS", 1000)
+    piece = chunk("").replace(b'"content": ""', b'"%s": "%s"' % (kind.encode(), b"x" * 300))
+    endless = plain([piece] * 5 + [chunk("end", "stop"), DONE])
+    with playing(endless) as played, pytest.raises(ServerError, match="does not stop talking.*max_tokens"):
+        ask(played.url, "hello")
 
 
 @slow

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from test_gguf import STR, U32, entry, gguf_bytes, llama, tensor
@@ -77,6 +78,7 @@ def test_a_file_laid_out_as_ollama_would_is_found_again(tmp_path):
     assert model.name == "tiny:1b" and model.path.read_bytes() == a_model()
     assert json.loads(manifest.read_text())["layers"][0]["size"] == len(a_model())
     assert [path.name for path in (tmp_path / "store" / "blobs").iterdir()] == [model.path.name]
+    assert stores.lay_out(tmp_path / "m.gguf", tmp_path / "store", "tiny").name == "latest"  # as `ollama pull tiny`
 
 
 def test_names_are_those_that_ollama_shows(tmp_path):
@@ -153,7 +155,7 @@ def test_the_same_content_is_one_row_whoever_keeps_it(empty_disk):
 
 def test_only_files_that_look_alike_are_read_in_full(empty_disk, monkeypatch):
     read = []
-    monkeypatch.setattr(stores, "_sha256", lambda found, bar: read.append(found.name) or found.name)
+    monkeypatch.setattr(stores, "_sha256", lambda found, tell: read.append(found.name) or found.name)
     folder = empty_disk / "lmstudio"
     folder.mkdir()
     for name, seed, width in (("a", 1, 64), ("b", 2, 64), ("c", 3, 128)):
@@ -210,6 +212,49 @@ def test_further_folders_are_searched_and_wrong_ones_named(empty_disk):
     found = local_models([empty_disk / "mine", empty_disk / "nowhere"], machine=LAPTOP)
     assert [model.known_as for model in found] == [(("folder", "M"),)]
     assert "nowhere is no folder" in found.notes[0]
+
+
+def test_one_folder_may_be_given_as_it_is(empty_disk):
+    (empty_disk / "mine").mkdir()
+    (empty_disk / "mine" / "m.gguf").write_bytes(a_model())
+    for folder in (str(empty_disk / "mine"), empty_disk / "mine"):
+        assert [model.name for model in local_models(folder, machine=LAPTOP)] == ["m"]
+
+
+def test_a_closed_folder_is_a_note_and_hides_nothing_else(empty_disk, monkeypatch):
+    """Ubuntu closes the home of Ollama's own user, and what lies in it cannot even be asked whether it exists."""
+    (empty_disk / "lmstudio").mkdir()
+    (empty_disk / "lmstudio" / "m.gguf").write_bytes(a_model())
+    stat, access = Path.stat, os.access
+
+    def closed(path, *, follow_symlinks=True):
+        if "ollama" in Path(path).parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: "ollama" not in Path(path).parts and access(path, mode))
+    monkeypatch.setattr(Path, "stat", closed)
+    found = local_models(machine=LAPTOP)
+    assert [model.name for model in found] == ["m"]
+    assert len(found.notes) == 1 and "ollama may not be read by you" in found.notes[0]
+
+
+def test_a_file_that_cannot_be_read_hides_none_of_its_length(empty_disk, monkeypatch):
+    folder = empty_disk / "lmstudio"
+    folder.mkdir()
+    for name in ("closed", "open"):
+        (folder / f"{name}.gguf").write_bytes(a_model())
+    real = Path.open
+
+    def some_open(path, *arguments, **more):
+        if path.name == "closed.gguf":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", some_open)
+    found = {model.name: model for model in local_models(machine=LAPTOP)}
+    assert found["open"].verdict.status == "fits"
+    assert found["closed"].verdict is None and "Check the path and that you may read it" in found["closed"].note
 
 
 def test_the_table_escapes_names_and_has_a_plain_twin(empty_disk):
