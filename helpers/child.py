@@ -19,6 +19,7 @@ from pathlib import Path
 
 from .need import MissingPackage
 
+DEBUG, INFO, ERROR, CONTINUED = 1, 2, 4, 5  # levels of llama.cpp's log
 PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent)
 
 
@@ -59,6 +60,39 @@ def describe_exit(code, out_of_memory=False):
         "SIGILL": " (the program was built for another processor)",
     }.get(name, "")
     return f"killed by {name}{hint}"
+
+
+class Log:
+    """llama.cpp's own words, in the process that holds it: kept until `take`.
+
+    From the level `shown` on they also go to stderr, where the parent keeps the last lines. A `listener` hears all.
+    """
+
+    def __init__(self, lib, shown=INFO):
+        self.listener, self._shown = None, shown
+        self._text, self._errors, self._level = [], [], 0
+        self._callback = lib.llama_log_callback(self._keep)
+        lib.llama_log_set(self._callback, None)
+
+    def _keep(self, level, text, _):
+        self._level = self._level if level == CONTINUED else level
+        if self._level <= DEBUG:
+            return
+        text = text.decode(errors="replace")
+        self._text.append(text)
+        if self._level >= self._shown:
+            sys.stderr.write(text)
+        if self._level == ERROR:
+            self._errors.append(text)
+        if self.listener:
+            self.listener(text)
+
+    def take(self):
+        """(everything, the errors) since the last call."""
+        text, errors = "".join(self._text), "".join(self._errors)
+        self._text.clear()
+        self._errors.clear()
+        return text, errors
 
 
 class Child:

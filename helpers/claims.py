@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import fit, memory, models, units
+from . import memory, models, units
 
 DATA = Path(__file__).with_name("data") / "claims.toml"
 VERDICTS = ("true", "approximate", "rule", "false")
@@ -237,7 +237,7 @@ def _share(model, quantization, quoted, about=False):
 
 
 def rule_of_thumb_range(names=("llama-3.1-8b", "phi-3-mini", "gemma-3-1b", "smollm2-135m"), contexts=(2048, 32768)):
-    """Need / file at Q4_K_M, (lowest, highest) over some models and contexts: what the "1.2" would have to be.
+    """Need / weights at Q4_K_M, (lowest, highest) over some models and contexts: what the "1.2" would have to be.
 
     >>> low, high = rule_of_thumb_range()
     >>> low < 1.2 < high
@@ -246,7 +246,7 @@ def rule_of_thumb_range(names=("llama-3.1-8b", "phi-3-mini", "gemma-3-1b", "smol
     ratios = []
     for name in names:
         needs = (memory.estimate(models.get(name), "Q4_K_M", n_ctx=n_ctx) for n_ctx in contexts)
-        ratios += [1.2 * one.total_bytes / fit.rule_of_thumb_bytes(one) for one in needs]
+        ratios += [one.total_bytes / one.weights_bytes for one in needs]
     return min(ratios), max(ratios)
 
 
@@ -264,7 +264,9 @@ def _tag(model):
 
 def _means(model, quoted):
     spec, _ = meant(model)
-    return "true" if spec.name == quoted else "false", f"{model} is {spec.title}, not {models.get(quoted).title}."
+    if spec.name == quoted:
+        return "true", f"{model} is {spec.title}."
+    return "false", f"{model} is {spec.title}, not {models.get(quoted).title}."
 
 
 def _serves(model, quoted):

@@ -9,6 +9,7 @@ import html
 import math
 
 from . import figures, units
+from .figures_numbers import facts_html, svg_line, svg_text
 
 _wide_table = functools.partial(figures.table_html, fixed=False)
 INK, PAPER = "#1b1b1b", "#ffffff"
@@ -145,6 +146,8 @@ def _loss_shapes(drawn, beside, measure, against, front, reference):
     ends += [getattr(reference, measure)] if line else []
     y, y_ticks = _axis(ends, PLOT["bottom"], PLOT["top"], _factor_ticks if factors else _round_ticks, factors)
     sizes = [getattr(row, against) for row in every]
+    if measure == "top1_agreement":
+        y_ticks = [tick for tick in y_ticks if tick < 1.000001]  # nobody agrees more often than always
     x, x_ticks = _axis(sizes, PLOT["left"], PLOT["right"], _size_ticks[against], against == "bits_per_weight")
     shapes = [_grid(x, x_ticks, y, y_ticks, measure, against), _axis_words(words, AXES[against])]
     if line:
@@ -229,24 +232,24 @@ def _step(least):
 def _grid(x, x_ticks, y, y_ticks, measure, against):
     shapes = []
     for tick in y_ticks:
-        shapes.append(_line(PLOT["left"], y(tick), PLOT["right"], y(tick), "#e4e4e4"))
+        shapes.append(svg_line(PLOT["left"], y(tick), PLOT["right"], y(tick), "#e4e4e4"))
         says = f"{100 * tick:g} %" if measure == "top1_agreement" else f"{tick:g}"
-        shapes.append(_text(PLOT["left"] - 7, y(tick) + 4, says, "end"))
+        shapes.append(svg_text(PLOT["left"] - 7, y(tick) + 4, says, "end"))
     for tick in x_ticks:
-        shapes.append(_line(x(tick), PLOT["top"], x(tick), PLOT["bottom"], "#efefef"))
+        shapes.append(svg_line(x(tick), PLOT["top"], x(tick), PLOT["bottom"], "#efefef"))
         says = f"{tick:g}" if against == "bits_per_weight" else units.show(tick, 0)
-        shapes.append(_text(x(tick), PLOT["bottom"] + 17, says, "middle"))
+        shapes.append(svg_text(x(tick), PLOT["bottom"] + 17, says, "middle"))
     return "".join(shapes)
 
 
 def _axis_words(y_words, x_words):
     middle = (PLOT["top"] + PLOT["bottom"]) / 2
-    turned = f'<g transform="translate(14 {middle:.0f}) rotate(-90)">{_text(0, 0, y_words, "middle")}</g>'
-    return turned + _text((PLOT["left"] + PLOT["right"]) / 2, PLOT["bottom"] + 36, x_words, "middle")
+    turned = f'<g transform="translate(14 {middle:.0f}) rotate(-90)">{svg_text(0, 0, y_words, "middle")}</g>'
+    return turned + svg_text((PLOT["left"] + PLOT["right"]) / 2, PLOT["bottom"] + 36, x_words, "middle")
 
 
 def _reference_line(y):
-    return _line(PLOT["left"], y, PLOT["right"], y, INK, 1.6, "2 4")
+    return svg_line(PLOT["left"], y, PLOT["right"], y, INK, 1.6, "2 4")
 
 
 def _point(row, place, measure, against, y, published, ring):
@@ -255,8 +258,8 @@ def _point(row, place, measure, against, y, published, ring):
     high, low = _bar(row, measure, y)
     bar = ""
     if _error(row, measure):
-        bar = _line(left, low, left, high, colour, 1.6)
-        bar += "".join(_line(left - 5, end, left + 5, end, colour, 1.6) for end in (low, high))
+        bar = svg_line(left, low, left, high, colour, 1.6)
+        bar += "".join(svg_line(left - 5, end, left + 5, end, colour, 1.6) for end in (low, high))
     if published:
         corners = f"{left},{top - MARK} {left + MARK},{top} {left},{top + MARK} {left - MARK},{top}"
         mark = f'<polygon points="{corners}" fill="{PAPER}" stroke="{colour}" stroke-width="1.8"/>'
@@ -286,8 +289,8 @@ def _labels(places, names, must, bars):
         taken.append(box)
         if boxes.index(box) >= len(PLACES):
             end = box[0] if box[0] > left else box[2]
-            yield _line(left, top, end, (box[1] + box[3]) / 2, "#777", 0.8)
-        yield _text(box[0], box[3] - 4, name, weight=600 if here else 400)
+            yield svg_line(left, top, end, (box[1] + box[3]) / 2, "#777", 0.8)
+        yield svg_text(box[0], box[3] - 4, name, weight=600 if here else 400)
 
 
 def _box(left, top, width, side, up):
@@ -312,17 +315,17 @@ def _legend(here, models, reference, measure):
     if here:
         pieces.append(f'<circle cx="{x + 6}" cy="{y - 4}" r="5" fill="{MEASURED}"/>')
         error = ", with its standard error" if MEASURES[measure][1] else ""
-        pieces.append(_text(x + 18, y, f"{here}{error}"))
+        pieces.append(svg_text(x + 18, y, f"{here}{error}"))
         x += 40 + LETTER * len(here + error)
     if models:
         corners = f"{x + 6},{y - 10} {x + 12},{y - 4} {x + 6},{y + 2} {x},{y - 4}"
         pieces.append(f'<polygon points="{corners}" fill="{PAPER}" stroke="{PUBLISHED}" stroke-width="1.8"/>')
-        pieces.append(_text(x + 18, y, f"published: {models}"))
+        pieces.append(svg_text(x + 18, y, f"published: {models}"))
         x += 40 + LETTER * len("published: " + models)
     if reference is not None:
-        pieces.append(_line(x, y - 4, x + 30, y - 4, INK, 1.6, "2 4"))
+        pieces.append(svg_line(x, y - 4, x + 30, y - 4, INK, 1.6, "2 4"))
         pieces.append(
-            _text(x + 38, y, f"reference {reference.quantization}: {_number(getattr(reference, measure), measure)}")
+            svg_text(x + 38, y, f"reference {reference.quantization}: {_number(getattr(reference, measure), measure)}")
         )
     return "".join(pieces)
 
@@ -415,7 +418,7 @@ def _map_shapes(errors, roles, most):
     layers = sorted({_layer(error) for error in errors})
     left, top = 118, 6
     width = (WIDTH - left - 4) / len(layers)
-    shapes = [_text(left - 8, top + 27 * row + 18, role, "end") for row, role in enumerate(roles)]
+    shapes = [svg_text(left - 8, top + 27 * row + 18, role, "end") for row, role in enumerate(roles)]
     for error in errors:
         x, y = left + width * layers.index(_layer(error)), top + 27 * roles.index(error.role)
         share = error.relative_rms / most
@@ -423,7 +426,7 @@ def _map_shapes(errors, roles, most):
         label = ""
         if width > 6.2 * len(number) + 2:
             ink = PAPER if share > 0.85 else INK
-            label = _text(x + width / 2, y + 17, number, "middle", ink=ink, size=11)
+            label = svg_text(x + width / 2, y + 17, number, "middle", ink=ink, size=11)
         says = f"{error.name} ({error.type}): {_per_cent(error)}"
         shapes.append(
             f'<g><title>{html.escape(says)}</title><rect x="{x:.1f}" y="{y}" width="{max(width - 1, 1):.1f}" '
@@ -433,9 +436,9 @@ def _map_shapes(errors, roles, most):
     for column, layer in enumerate(layers):
         if column % every == 0:
             said = "all" if layer < 0 else layer
-            shapes.append(_text(left + width * (column + 0.5), top + 27 * len(roles) + 14, said, "middle", size=11))
-    shapes.append(_text(left - 8, top + 27 * len(roles) + 14, "layer", "end", size=11))
-    shapes.append(_text(left, top + 27 * len(roles) + 34, "darker: further from the reference's weights"))
+            shapes.append(svg_text(left + width * (column + 0.5), top + 27 * len(roles) + 14, said, "middle", size=11))
+    shapes.append(svg_text(left - 8, top + 27 * len(roles) + 14, "layer", "end", size=11))
+    shapes.append(svg_text(left, top + 27 * len(roles) + 34, "darker: further from the reference's weights"))
     return "".join(shapes)
 
 
@@ -495,9 +498,11 @@ def steps_html(tensors, block_length=32, bins=240, title="Where the weights of a
     pieces = [_steps(name, count, 112 * row) for row, (name, count) in enumerate(counts.items())]
     foot = 112 * len(counts)
     pieces.append(
-        _text(WIDTH / 2, foot + 32, f"place between the smallest (0) and the largest (1) of {block_length}", "middle")
+        svg_text(
+            WIDTH / 2, foot + 32, f"place between the smallest (0) and the largest (1) of {block_length}", "middle"
+        )
     )
-    pieces += [_text(_step_x(share), foot + 14, f"{share:g}", "middle") for share in (0, 0.25, 0.5, 0.75, 1)]
+    pieces += [svg_text(_step_x(share), foot + 14, f"{share:g}", "middle") for share in (0, 0.25, 0.5, 0.75, 1)]
     head = ("weights", "how many", "places used", "on the busiest tenth of places")
     return figures.page(
         _heading(title), _svg(foot + 40, f"{title}. {'; '.join(says)}.", "".join(pieces)), _wide_table(head, rows)
@@ -541,7 +546,7 @@ def _steps(name, count, top):
         for place, n in enumerate(count)
         if n
     )
-    return _text(20, top + 16, name, weight=600) + bars + _line(20, base, WIDTH - 20, base, "#999")
+    return svg_text(20, top + 16, name, weight=600) + bars + svg_line(20, base, WIDTH - 20, base, "#999")
 
 
 # ---------------------------------------------------------------- the next token, twice
@@ -561,8 +566,7 @@ def tokens_html(words, columns, facts=None, right="", title="The next token"):
     right : str
         The word that really came; it gets a sign.
     """
-    said = ", ".join(f"{html.escape(key)} <b>{html.escape(text)}</b>" for key, text in (facts or {}).items())
-    status = f'<p role="status" aria-live="polite" style="font-size:16px;margin:4px 0">{said}</p>' if said else ""
+    status = facts_html(facts) if facts else ""
     signed = [f"{word} (came)" if word == right else word for word in words]
     rows = [(word, *(f"{column[i]:.3f}" for column in columns.values())) for i, word in enumerate(signed)]
     says = f"{title}. " + "; ".join(
@@ -579,16 +583,16 @@ def _token_bars(words, columns):
     shapes, x = [], left
     for name, fill in zip(columns, fills, strict=False):
         shapes.append(f'<rect x="{x}" y="4" width="14" height="12" fill="{fill}" stroke="{INK}" stroke-width="0.6"/>')
-        shapes.append(_text(x + 20, 15, name))
+        shapes.append(svg_text(x + 20, 15, name))
         x += 40 + LETTER * len(name)
     for i, word in enumerate(words):
         y = 26 + 46 * i
-        shapes.append(_text(left - 10, y + 23, word, "end", weight=600 if word.endswith("(came)") else 400))
+        shapes.append(svg_text(left - 10, y + 23, word, "end", weight=600 if word.endswith("(came)") else 400))
         for row, (column, fill) in enumerate(zip(columns.values(), fills, strict=False)):
             w = reach * column[i]
             place = f'x="{left}" y="{y + 18 * row}" width="{w:.1f}" height="16"'
             shapes.append(f'<rect {place} fill="{fill}" stroke="{INK}" stroke-width="0.6"/>')
-            shapes.append(_text(left + w + 6, y + 18 * row + 13, f"{column[i]:.2f}", size=12))
+            shapes.append(svg_text(left + w + 6, y + 18 * row + 13, f"{column[i]:.2f}", size=12))
     return "".join(shapes)
 
 
@@ -610,16 +614,3 @@ def _svg(height, says, shapes):
         f'<line x1="0" y1="0" x2="0" y2="6" stroke="{PUBLISHED}" stroke-width="2.4"/></pattern></defs>'
         f'<g font-family="system-ui,sans-serif">{shapes}</g></svg>'
     )
-
-
-def _text(x, y, text, anchor="start", ink=INK, weight=400, size=13):
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}" fill="{ink}">'
-        f"{html.escape(str(text))}</text>"
-    )
-
-
-def _line(x1, y1, x2, y2, colour, width=1.0, dashes=""):
-    dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
-    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-    return f'<line {ends} stroke="{colour}" stroke-width="{width}"{dashed}/>'

@@ -289,8 +289,9 @@ def estimate(
 def grid(specs, quantizations, contexts, cache_types=("f16",), **settings):
     """Total need in bytes of many choices at once: (model name, quantization, n_ctx, cache type) -> bytes.
 
-    The same numbers as `estimate(...).total_bytes`, without the explanations: everything but the weights is worked out
-    once for all quantizations. Choices that cannot be (a cache type that the heads do not allow) are left out.
+    The same numbers as `estimate(...).total_bytes` on the processor alone, without the explanations: everything but the
+    weights is worked out once for all quantizations. Choices that cannot be (a cache type that the heads do not allow)
+    are left out.
 
     >>> from helpers import models
     >>> spec = models.get("smollm2-135m")
@@ -908,14 +909,14 @@ def _kv_text(spec, settings, resolved):
     k, v = (formats.block_type(kind) for kind in (settings.cache_type_k, settings.cache_type_v))
     heads = "/".join(map(str, sorted({spec.kv_heads(layer) for layer in range(spec.n_layer)})))
     windowed = sum(spec.is_windowed(layer) for layer in range(spec.n_layer))
+    slots = f" x {resolved.n_stream} slots" if resolved.n_stream > 1 else ""
     if spec.kv_lora_rank:
-        per_token = f"{spec.n_embd_head_k} x {k.bytes_per_weight:g} B (keys and values in one, MLA)"
+        per_token = f"{spec.n_embd_head_k} x {k.bytes_per_weight:g} B{slots} (keys and values in one, MLA)"
         return f"{resolved.n_ctx_seq:,} cells x {spec.n_layer} layers x {per_token}"
     per_token = (
         f"{heads} KV heads x ({spec.n_embd_head_k} x {k.bytes_per_weight:g} B"
         f" + {spec.n_embd_head_v} x {v.bytes_per_weight:g} B)"
     )
-    slots = f" x {resolved.n_stream} slots" if resolved.n_stream > 1 else ""
     full = f"{resolved.n_ctx_seq:,} cells x {spec.n_layer - windowed} layers"
     if windowed:
         return f"({full} + {resolved.window_cells:,} cells x {windowed} windowed layers) x {per_token}{slots}"

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import hashlib
 import html
+import itertools
 import json
 import math
 import os
@@ -15,7 +16,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 import warnings
 from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from dataclasses import asdict, dataclass, fields, replace
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from . import download, formats, hardware, memory, units
 from .child import Child, ChildDied
-from .need import MissingPackage, need
+from .need import MissingPackage
 
 CHILD = "helpers.quality_child"
 DATA = Path(__file__).parent / "data"
@@ -38,6 +38,7 @@ SPIN_COUNT = "1000"  # see `runner`
 SHOW_BAR_AFTER_S = 2.0
 POLL_S = 0.2  # on Windows, Ctrl-C does not end a long wait
 ROWS_AT_ONCE_BYTES = 64 * units.MIB
+ROWS_IN_NUMPY = 160  # of scores while `quality_child` adds them up: five arrays of its 32 rows
 RETRIES = 1
 READABLE = 0o644
 
@@ -122,11 +123,13 @@ class Row:
 
     `perplexity`: e to the mean of -ln p(next token); `perplexity_error`: its standard error. `kld_mean`,
     `kld_median`, `kld_q99`: Kullback-Leibler divergence of the reference's prediction from this file's, in nats a
-    token: sum over the vocabulary of p_ref (ln p_ref - ln p). `top1_agreement`: share of tokens for which both find
+    token: sum of p_ref (ln p_ref - ln p) over the vocabulary, without tokens whose p_ref is below e^-16. It may come
+    out a little below 0, for ln p_ref is kept in 16 bits. `top1_agreement`: share of tokens for which both find
     the same token likeliest. `mean_dp`, `rms_dp`: mean and root mean square of p - p_ref of the token that the text
     goes on with. `ln_ratio`: ln(perplexity / the reference's), with the error of the pairs, which is far smaller than
     that of either perplexity. `fallback_share`: share of the quantized tensors whose rows do not fill the blocks of
     256 that this quantization wants, so that llama.cpp took another type. Shares and probabilities go from 0 to 1.
+    `n_tokens`: the scored ones, of `n_chunks` chunks; `seconds`: for measuring, without loading and quantizing.
 
     *When it misleads*: on a few thousand tokens of famous texts, differences below the error mean nothing; and a file
     that predicts well need not answer well.
@@ -214,10 +217,11 @@ class Comparison:
         return len(self.rows)
 
     def __getitem__(self, name):
-        for row in (*self.rows, self.reference):
+        every = (*self.rows, self.reference)
+        for row in every:
             if name in (row.name, row.quantization):
                 return row
-        raise KeyError(f"no row {name!r}; there are {', '.join(row.name for row in self.rows)}")
+        raise KeyError(f"no row {name!r}; there are {', '.join(row.name for row in every)}")
 
     def pareto(self):
         """Names of the rows that no other row beats: none is smaller (or as small) and nearer (or as near)."""
@@ -300,6 +304,9 @@ def _llama(name):
                 f"kept; call again to go on.{_last_words(death.log)}",
                 death.log,
             ) from None
+        except BaseException:
+            child.close()  # before its unfinished file is deleted: Windows keeps what a living process has open
+            raise
 
     try:
         yield ask
@@ -335,39 +342,30 @@ def _threads(n_threads):
     return int(n_threads or hardware.detect().cpu_threads)
 
 
-class _Bar:
-    """A bar that appears when something takes a while, or the learner's own function of (fraction, text)."""
+@contextlib.contextmanager
+def _bar(wanted, what):
+    """tell(fraction, text): a bar that appears when something takes a while, or the learner's own function."""
+    if callable(wanted):
+        yield wanted
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        yield lambda *_: None
+        return
+    settings = {"unit": "%", "mininterval": 0, "delay": SHOW_BAR_AFTER_S, "disable": not wanted}
+    with tqdm(total=100, desc=what, **settings) as bar:
 
-    def __init__(self, wanted, what):
-        self._wanted, self._what, self._bar, self._start = wanted, what, None, time.monotonic()
+        def tell(fraction, text=""):
+            bar.set_description_str(f"{what} {text}".strip(), refresh=False)
+            bar.update(round(fraction * 100) - bar.n)
 
-    def __call__(self, fraction, text=""):
-        if callable(self._wanted):
-            self._wanted(fraction, text)
-        elif self._wanted and time.monotonic() - self._start > SHOW_BAR_AFTER_S:
-            self._bar = self._bar or self._make()
-            if self._bar:
-                self._bar.set_description_str(f"{self._what} {text}".strip(), refresh=False)
-                self._bar.update(round(fraction * 100) - self._bar.n)
+        yield tell
 
-    def _make(self):
-        try:
-            from tqdm.auto import tqdm
-        except ImportError:
-            self._wanted = False
-            return None
-        return tqdm(total=100, desc=self._what, unit="%", mininterval=0)
 
-    def part(self, index, total, prefix=""):
-        """A function for one of `total` equal parts."""
-        return lambda fraction, text="": self((index + fraction) / total, f"{prefix}: {text}" if text else prefix)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self._bar:
-            self._bar.close()
+def _part_of(tell, index, total, name):
+    """As `tell`, for one of `total` equal parts."""
+    return lambda fraction, text="": tell((index + fraction) / total, f"{name}: {text}" if text else name)
 
 
 # --- quantize ---------------------------------------------------------------------------------------------------
@@ -382,8 +380,8 @@ def requantize(path, quantization="Q4_K_M", out=None, force=False, progress=True
         Best in F16, BF16 or F32. A file that is quantized already gives a `Requantized` warning.
     quantization : str
         As in `formats.QUANTIZATIONS`. Some need an importance matrix (which says, from a run over text, which weights
-        matter) and are refused: IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ2_M, IQ3_XXS, Q2_K_S, unless the model's
-        rows are so short that another type stands in everywhere.
+        matter) and are refused: IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ2_M, IQ3_XXS, IQ3_XS, Q2_K_S, unless the
+        model's rows are so short that another type stands in everywhere.
     out : path, optional
         Default: beside the source, with the quantization in its name.
     force : bool
@@ -394,8 +392,8 @@ def requantize(path, quantization="Q4_K_M", out=None, force=False, progress=True
     Raises
     ------
     QualityError
-        The file or the quantization is unknown, the disk is too small, or llama.cpp refuses or dies. Then, and after
-        Ctrl-C, no partial file stays behind.
+        The file or the quantization is unknown, the file is part of a split model, the disk is too small, or llama.cpp
+        refuses or dies. Then, and after Ctrl-C, no partial file stays behind.
 
     Notes
     -----
@@ -404,15 +402,17 @@ def requantize(path, quantization="Q4_K_M", out=None, force=False, progress=True
     """
     source, wanted = _existing(path), _quantization(quantization)
     out = _beside(source, wanted.name) if out is None else Path(out).expanduser()
+    if out.is_dir():
+        raise QualityError(f"{out} is a folder. Pass out= with a file in it: {out / _beside(source, wanted.name).name}")
+    if out.resolve() == source.resolve():
+        raise QualityError(f"{source.name} cannot be written over itself. Pass out= with another name.")
     if out.exists() and not force:
         raise QualityError(f"{out} exists already. Pass force=True to write over it, or out= with another name.")
-    if out.exists() and out.resolve() == source.resolve():
-        raise QualityError(f"{source.name} cannot be written over itself. Pass out= with another name.")
     header = _header(source)
     if _file_type(header) not in FULL:
         warnings.warn(_warning(source.name, header), Requantized, stacklevel=2)
-    with _Bar(progress, f"Quantizing to {wanted.name}") as bar:
-        _quantize(source, header, wanted, out, _threads(n_threads), bar)
+    with _bar(progress, f"Quantizing to {wanted.name}") as tell:
+        _quantize(source, header, wanted, out, _threads(n_threads), tell)
     return out
 
 
@@ -441,9 +441,18 @@ def _header(path):
     from . import gguf
 
     try:
-        return gguf.read_header(path, progress=False)
+        header = gguf.read_header(path, progress=False)
     except gguf.GGUFError as error:
         raise QualityError(str(error)) from None
+    n_parts = header.metadata.get("split.count", 1)
+    if n_parts != 1:
+        raise QualityError(
+            f"{path.name} is one of {n_parts} parts of a split model; its bytes say nothing of the whole. Join them "
+            f"with llama.cpp's own program (llama-gguf-split --merge {path.name} whole.gguf), and give that file."
+        )
+    if not header.n_params:
+        raise QualityError(f"{path.name} holds no weights. Give the file of a whole model.")
+    return header
 
 
 def _beside(source, quantization):
@@ -455,7 +464,7 @@ def _beside(source, quantization):
 def _quantize(source, header, wanted, out, n_threads, tell):
     request = {"path": str(source), "file_type": wanted.file_type, "n_threads": n_threads}
     with _llama(source.name) as ask:
-        types = ask({"do": "plan", **request})["types"]
+        types = ask({"do": "plan", **request})
         _check_imatrix(types, wanted.name)
         out.parent.mkdir(parents=True, exist_ok=True)
         _check_disk(out, _planned_bytes(header, types), f"a {wanted.name} file of {source.name}")
@@ -484,7 +493,8 @@ def _check_disk(out, n_bytes, what):
     if free < n_bytes + download.SPARE_BYTES:
         raise QualityError(
             f"Not enough disk space for {what}: it needs {units.show(n_bytes)}, {units.show(download.SPARE_BYTES)} "
-            f"must stay free, and {out.parent} has {units.show(free)}. Free some space, or choose another disk."
+            f"must stay free, and {out.parent} has {units.show(free)}. Free some space, or choose another disk "
+            "(out= for one file, folder= for the cache)."
         )
 
 
@@ -554,14 +564,19 @@ def cache_folder(folder=None):
 
 def kept_bytes(folder=None):
     """Bytes that the cache holds on disk now."""
-    return sum(path.stat().st_size for path in cache_folder(folder).rglob("*") if path.is_file())
+    n_bytes = 0
+    for parent, _, names in os.walk(cache_folder(folder)):
+        for name in names:
+            with contextlib.suppress(OSError):  # another process may have moved it meanwhile
+                n_bytes += os.path.getsize(os.path.join(parent, name))
+    return n_bytes
 
 
 def forget(folder=None):
     """Delete everything the cache holds; the bytes that became free."""
-    freed = kept_bytes(folder)
+    before = kept_bytes(folder)
     shutil.rmtree(cache_folder(folder), ignore_errors=True)
-    return freed
+    return before - kept_bytes(folder)
 
 
 def _engine():
@@ -624,7 +639,9 @@ def work(job, tell=None):
         return replace(ready, name=job.name)
     path, tell = Path(job.path), tell or (lambda *_: None)
     if job.source and not path.is_file():
-        _make(job, path, tell)
+        source, wanted = _existing(job.source), _quantization(job.quantization)
+        quantizing = lambda fraction, _="": tell(fraction / 2, "quantizing")  # noqa: E731
+        _quantize(source, _header(source), wanted, path, job.n_threads, quantizing)
     header = _header(_existing(path))
     _check_memory(job, header)
     request = {"do": "measure", "id": 1, "path": str(path), "n_ctx": job.n_ctx, "n_threads": job.n_threads}
@@ -634,23 +651,16 @@ def work(job, tell=None):
             found = _measure_reference(job, header, ask, request, measuring)
         else:
             found = ask({**request, "base": job.base}, measuring)
-    known = {f.name for f in fields(Row)}
     row = Row(
         name=job.name,
         quantization=_file_type(header),
         file_bytes=header.file_bytes,
         bits_per_weight=_bits(header),
         fallback_share=_fallback_share(header),
-        **{name: value for name, value in found.items() if name in known},
+        **found,
     )
     _save(row, job.row)
     return row
-
-
-def _make(job, path, tell):
-    source = Path(job.source)
-    quantizing = lambda fraction, _="": tell(fraction / 2, "quantizing")  # noqa: E731
-    _quantize(source, _header(_existing(source)), _quantization(job.quantization), path, job.n_threads, quantizing)
 
 
 def _measure_reference(job, header, ask, request, tell):
@@ -675,6 +685,7 @@ def _check_memory(job, header):
     n_rows = job.n_ctx - job.n_ctx // 2
     with contextlib.suppress(ValueError, KeyError):
         needs = memory.estimate(header.spec, header.tensor_types, n_ctx=job.n_ctx, n_outputs_max=n_rows).total_bytes
+        needs += (n_rows + ROWS_IN_NUMPY) * formats.row_bytes("F32", header.spec.n_vocab)
         free = hardware.detect().ram_available_bytes
         if needs > free:
             raise QualityError(
@@ -730,8 +741,10 @@ def compare(
         chosen = max(named, key=lambda name: _bits(headers[name]))
     else:
         reference = _existing(reference)
-        chosen = next((n for n, path in named.items() if path.resolve() == reference.resolve()), reference.stem)
-        named, headers = {chosen: reference, **named}, {chosen: _header(reference), **headers}
+        chosen = next((name for name, path in named.items() if path.resolve() == reference.resolve()), None)
+        if chosen is None:
+            chosen = _unused(reference.stem, named)
+            named[chosen], headers[chosen] = reference, _header(reference)
     setting = _Setting(text, n_ctx, max_chunks, _threads_for(executor, n_threads), cache_folder(folder))
     keys = {name: download.sha256_of(path) for name, path in named.items()}
     first = setting.reference_job(chosen, named[chosen], keys[chosen])
@@ -785,12 +798,15 @@ def _named(paths):
         raise QualityError("There is nothing to compare: give at least one path of a GGUF file.")
     named = {}
     for name, path in pairs:
-        path, n = _existing(path), 2
-        unique = str(name)
-        while unique in named:
-            unique, n = f"{name} ({n})", n + 1
-        named[unique] = path
+        path = _existing(path)
+        named[_unused(str(name), named)] = path
     return named
+
+
+def _unused(name, names):
+    """`name`, or the first of "name (2)", "name (3)", ... that is free."""
+    numbered = itertools.chain([name], (f"{name} ({n})" for n in itertools.count(2)))
+    return next(one for one in numbered if one not in names)
 
 
 def _reference_notes(name, header):
@@ -813,7 +829,7 @@ class _Setting:
             raise QualityError(f"max_chunks={max_chunks!r} must be a whole number of chunks, or None for all.")
         if given is not None and (not isinstance(given, str) or not given.strip()):
             raise QualityError(f"text={given!r} must be the text itself, such as quality.text('french').")
-        self.text = text() if given is None else given
+        self.text = text() if given is None else given.encode(errors="replace").decode()
         self.text_name = "the kit's texts" if given is None else "your text"
         self.folder, self.n_ctx = folder, n_ctx
         self.shared = {"text": "", "n_ctx": n_ctx, "max_chunks": max_chunks or 0, "n_threads": n_threads}
@@ -837,18 +853,18 @@ class _Setting:
 
 
 def _run(first, jobs, executor, progress, notes, setting):
-    with _Bar(progress, "Measuring") as bar:
+    with _bar(progress, "Measuring") as tell:
         total = len(jobs) + 1
         if executor is None:
             steps = enumerate([first, *jobs])
-            reference, *rows = [work(job, bar.part(i, total, job.name)) for i, job in steps]
+            reference, *rows = [work(job, _part_of(tell, i, total, job.name)) for i, job in steps]
             return Comparison(tuple(rows), reference, setting.text_name, setting.n_ctx, tuple(notes))
-        bar(0, first.name)
-        finished, failed = _spread(executor, [first], lambda n, name: bar(n / total, name))
+        tell(0, first.name)
+        finished, failed = _spread(executor, [first], lambda n, name: tell(n / total, name))
         if failed:
             raise Unfinished(f"The reference could not be measured: {failed[first.name]}", failed=failed)
         reference = finished[first.name]
-        finished, failed = _spread(executor, jobs, lambda n, name: bar((n + 1) / total, name))
+        finished, failed = _spread(executor, jobs, lambda n, name: tell((n + 1) / total, name))
     rows = tuple(finished[job.name] for job in jobs if job.name in finished)
     result = Comparison(rows, reference, setting.text_name, setting.n_ctx, tuple(notes))
     if failed:
@@ -882,17 +898,17 @@ def _spread(executor, jobs, tell):
             for future in done:
                 job = waiting.pop(future)
                 try:
-                    finished[job.name] = future.result()
-                    failed.pop(job.name, None)
-                    tell(len(finished), job.name)
-                except Exception as error:  # CancelledError of Python 3.10 is an Exception too
-                    saved = _saved(job.row)  # the worker may have been lost on its way back
-                    if saved and not job.is_reference:
-                        finished[job.name] = replace(saved, name=job.name)
+                    row = future.result()
+                except Exception as error:
+                    row = None if job.is_reference else _saved(job.row)  # perhaps it was lost on its way back only
+                    if row is None:
+                        failed[job.name] = _reason(error)
+                        if not isinstance(error, (QualityError, MissingPackage)) and tries[job.name] <= RETRIES:
+                            submit(job)
                         continue
-                    failed[job.name] = _reason(error)
-                    if not isinstance(error, (QualityError, MissingPackage)) and tries[job.name] <= RETRIES:
-                        submit(job)
+                finished[job.name] = replace(row, name=job.name)
+                failed.pop(job.name, None)
+                tell(len(finished), job.name)
     finally:
         for future in waiting:  # after Ctrl-C
             future.cancel()
@@ -928,8 +944,17 @@ def weights(path, tensor_name):
 
     Raises `QualityError` for an unknown tensor or a type that nobody here can unpack.
     """
+    import numpy
+
     path = _existing(path)
-    return _Weights(path).read(tensor_name)
+    header = _header(path)
+    known = {tensor.name: tensor for tensor in header.tensors}
+    if tensor_name not in known:
+        import difflib
+
+        near = difflib.get_close_matches(str(tensor_name), known, n=3, cutoff=0.3)
+        raise QualityError(f"{path.name} has no tensor {tensor_name!r}. Similar: {', '.join(near) or 'none'}.")
+    return numpy.concatenate(list(_blocks(path, header, known[tensor_name])))
 
 
 def tensor_errors(reference_path, path, progress=True):
@@ -941,34 +966,36 @@ def tensor_errors(reference_path, path, progress=True):
     *When it misleads*: a large error in a tensor that hardly matters costs less than a small one in another; only a run
     over text (`compare`) says what the model lost.
     """
-    reference, other = _Weights(_existing(reference_path)), _Weights(_existing(path))
-    matrices = [t for t in other.header.tensors if len(t.shape) > 1]
+    reference_path, path = _existing(reference_path), _existing(path)
+    reference, header = _header(reference_path), _header(path)
+    known = {tensor.name: tensor for tensor in reference.tensors}
+    matrices = [tensor for tensor in header.tensors if len(tensor.shape) > 1]
     found = []
-    with _Bar(progress, "Comparing weights") as bar:
+    with _bar(progress, "Comparing weights") as tell:
         for i, tensor in enumerate(matrices):
-            bar(i / len(matrices), tensor.name)
-            rms, of_reference = _difference(reference, other, tensor)
-            layer, role = _place(tensor.name)
+            tell(i / len(matrices), tensor.name)
+            one = known.get(tensor.name)
+            if one is None or one.shape != tensor.shape:
+                said = "does not have it" if one is None else f"has it with shape {one.shape} instead of {tensor.shape}"
+                raise QualityError(
+                    f"{path.name} has a tensor {tensor.name}, and {reference_path.name} {said}. Compare files of one "
+                    "model."
+                )
+            rms, of_reference = _difference(_blocks(reference_path, reference, one), _blocks(path, header, tensor))
             relative = rms / of_reference if of_reference else 0.0
-            found.append(TensorError(tensor.name, layer, role, tensor.type, rms, relative))
+            found.append(TensorError(tensor.name, *_place(tensor.name), tensor.type, rms, relative))
     return tuple(found)
 
 
-def _difference(reference, other, tensor):
+def _difference(reference, other):
+    """Root mean square of the differences of two tensors in equal blocks, and of the first tensor."""
     import numpy
 
-    known = reference.infos.get(tensor.name)
-    if known is None or known.shape != tensor.shape:
-        said = "does not have it" if known is None else f"has it with shape {known.shape} instead of {tensor.shape}"
-        raise QualityError(
-            f"{other.path.name} has a tensor {tensor.name}, and {reference.path.name} {said}. Compare files of one "
-            "model."
-        )
-    squares = total = 0.0
-    for there, here in zip(reference.blocks(tensor.name), other.blocks(tensor.name), strict=True):
+    squares = total = n = 0
+    for there, here in zip(reference, other, strict=True):
         squares += float(numpy.square(here - there, dtype=numpy.float64).sum())
         total += float(numpy.square(there, dtype=numpy.float64).sum())
-    n = math.prod(tensor.shape)
+        n += there.size
     return math.sqrt(squares / n), math.sqrt(total / n)
 
 
@@ -982,40 +1009,22 @@ def _place(name):
     return (int(found[1]), found[2]) if found else (None, name.removesuffix(".weight"))
 
 
-class _Weights:
-    """One mapped file; tensors are unpacked some rows at a time."""
+def _blocks(path, header, tensor):
+    """Some rows of a tensor after the other, unpacked to float32."""
+    import numpy
+    from gguf import GGMLQuantizationType, quants
 
-    def __init__(self, path):
-        self.path, self.header = path, _header(path)
-        self.infos = {tensor.name: tensor for tensor in self.header.tensors}
-
-    def read(self, name):
-        import numpy
-
-        if name not in self.infos:
-            import difflib
-
-            near = difflib.get_close_matches(str(name), self.infos, n=3, cutoff=0.3)
-            raise QualityError(f"{self.path.name} has no tensor {name!r}. Similar: {', '.join(near) or 'none'}.")
-        return numpy.concatenate(list(self.blocks(name)))
-
-    def blocks(self, name):
-        import numpy
-
-        info = self.infos[name]
-        quants = need("gguf", "unpack weights").quants
-        kind = need("gguf", "unpack weights").GGMLQuantizationType[info.type]
-        row_bytes = formats.row_bytes(info.type, info.shape[0])
-        n_rows = math.prod(info.shape[1:])
-        raw = numpy.memmap(self.path, numpy.uint8, "r", self.header.data_offset + info.offset, (n_rows, row_bytes))
-        step = max(1, ROWS_AT_ONCE_BYTES // (4 * info.shape[0]))
-        for start in range(0, n_rows, step):
-            try:
-                block = numpy.array(raw[start : start + step])
-                yield quants.dequantize(block, kind).astype(numpy.float32, copy=False)
-            except NotImplementedError as error:
-                where = f"{name} of {self.path.name}"
-                raise QualityError(f"{where} is {info.type}, which cannot be unpacked here.") from error
+    n_rows, row_bytes = math.prod(tensor.shape[1:]), formats.row_bytes(tensor.type, tensor.shape[0])
+    packed = numpy.memmap(path, numpy.uint8, "r", header.data_offset + tensor.offset, (n_rows, row_bytes))
+    step = max(1, ROWS_AT_ONCE_BYTES // (4 * tensor.shape[0]))
+    for start in range(0, n_rows, step):
+        try:
+            block = quants.dequantize(numpy.array(packed[start : start + step]), GGMLQuantizationType[tensor.type])
+        except NotImplementedError as error:
+            raise QualityError(
+                f"{tensor.name} of {path.name} is {tensor.type}, which cannot be unpacked here. Compare another tensor."
+            ) from error
+        yield block.astype(numpy.float32, copy=False)
 
 
 # --- published --------------------------------------------------------------------------------------------------

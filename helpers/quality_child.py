@@ -13,73 +13,43 @@ import time
 import traceback
 from pathlib import Path
 
-from .child import Parent, Refused
+from .child import ERROR, Log, Parent, Refused
 
-DEBUG, ERROR, CONTINUED = 1, 4, 5  # levels of llama.cpp's log
 MAGIC = b"_logits_"
 RANGE = 16.0  # natural-log units below the largest score that are kept; what is less likely than e^-16 counts as never
 STEPS = 65535
 ROWS_AT_ONCE = 32  # keeps numpy's copies of the scores small: 32 rows of 262,144 tokens are 34 MB
 TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\] +(\S+)")
 TYPES = re.compile(r"\] +(\S+) +- \[([ \d,]+)\], type = +(\w+), size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((\w+)\))?")
-FALLBACK = re.compile(r"WARNING: (\d+) of (\d+) tensor\(s\) required fallback quantization")
 
 
 class Llama:
-    """llama.cpp by its C interface, its log copied to stderr and kept until the next `take_log`."""
+    """llama.cpp by its C interface."""
 
     def __init__(self, parent):
         try:
             import llama_cpp
         except Exception as error:  # missing, or its library does not load: either way it must be installed anew
             raise Refused("import", str(error)) from error
-        self.lib, self.parent, self.listener = llama_cpp, parent, None
-        self._text, self._errors, self._level = [], [], 0
-        self._callback = llama_cpp.llama_log_callback(self._keep)
-        llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
+        self.lib, self.parent = llama_cpp, parent
+        self.log = Log(llama_cpp, shown=ERROR)  # the quantizer has a line for every tensor
         llama_cpp.llama_backend_init()
-
-    def _keep(self, level, text, _):
-        self._level = self._level if level == CONTINUED else level
-        if self._level == DEBUG:
-            return
-        text = text.decode(errors="replace")
-        self._text.append(text)
-        if self._level == ERROR:
-            self._errors.append(text)
-            sys.stderr.write(text)
-        if self.listener:
-            self.listener(text)
-
-    def take_log(self):
-        """(everything, the errors) since the last call."""
-        text, errors = "".join(self._text), "".join(self._errors)
-        self._text.clear()
-        self._errors.clear()
-        return text, errors
 
     def quantize(self, request, dry_run=False):
         """Write a quantized copy, or only say which type every tensor would get."""
         params = self.lib.llama_model_quantize_default_params()
         params.ftype, params.nthread = request["file_type"], request["n_threads"]
         params.allow_requantize, params.dry_run = True, dry_run
-        self.listener = None if dry_run else self._tell_tensor(request["id"])
-        start = time.perf_counter()
+        self.log.listener = None if dry_run else self._tell_tensor(request["id"])
         out = os.devnull if dry_run else request["out"]
         try:
             failed = self.lib.llama_model_quantize(request["path"].encode(), out.encode(), ctypes.byref(params))
         finally:
-            self.listener = None
-        text, errors = self.take_log()
+            self.log.listener = None
+        text, errors = self.log.take()
         if failed:
             raise Refused("quantize", errors or text[-2000:] or "no reason given")
-        fallback = FALLBACK.search(text)
-        types = {name: (new or old).upper() for name, _, old, new in TYPES.findall(text)} if dry_run else {}
-        return {
-            "types": types,
-            "n_fallback": int(fallback[1]) if fallback else 0,
-            "seconds": time.perf_counter() - start,
-        }
+        return {name: (new or old).upper() for name, _, old, new in TYPES.findall(text)}
 
     def _tell_tensor(self, request_id):
         def tell(text):
@@ -110,10 +80,10 @@ class _Loaded:
         params.use_extra_bufts = False  # a second copy of the weights; on CPUs with AMX it crashes
         self.model = lib.llama_model_load_from_file(request["path"].encode(), params)
         if not self.model:
-            raise Refused("load", llama.take_log()[1] or "no reason given")
+            raise Refused("load", llama.log.take()[1] or "no reason given")
         self.context = lib.llama_init_from_model(self.model, self._context_params(request))
         if not self.context:
-            raise Refused("load", llama.take_log()[1] or "it could not reserve the memory for the context")
+            raise Refused("load", llama.log.take()[1] or "it could not reserve the memory for the context")
         if lib.llama_model_has_encoder(self.model) or not lib.llama_get_memory(self.context):
             raise Refused("load", "it is not a model that continues text (an encoder, or an embedding model)")
         self.vocab = lib.llama_model_get_vocab(self.model)
@@ -140,7 +110,7 @@ class _Loaded:
         ids = (ctypes.c_int32 * room)()
         n = self.lib.llama_tokenize(self.vocab, data, len(data), ids, room, True, False)
         if n < 0:
-            raise Refused("value", f"the text could not be split into tokens (llama.cpp answered {n})")
+            raise Refused("decode", f"the text could not be split into tokens (llama.cpp answered {n})")
         return ids[:n]
 
     def measure(self, request):
@@ -168,7 +138,7 @@ class _Loaded:
             if writer:
                 writer.close()
         seconds = time.perf_counter() - start
-        return {**scores.result(), "n_chunks": n_chunks, "n_vocab": self.n_vocab, "seconds": seconds}
+        return {**scores.result(), "n_chunks": n_chunks, "seconds": seconds}
 
     def _must_match(self, reference):
         if (reference.n_vocab, reference.n_ctx) != (self.n_vocab, self.n_ctx):
@@ -292,10 +262,10 @@ class Scores:
         if not self.reference:
             return
         base = self.reference.log_probabilities(row, row + len(logits))
-        p_base = numpy.where(base > -RANGE, numpy.exp(base), 0)
+        terms = numpy.where(base > -RANGE, numpy.exp(base) * (base - log_p), 0)
         nll_base = -base[everyone, target].astype(numpy.float64)
         self.nll_base.extend(nll_base)
-        self.kld.extend((p_base * (base - log_p)).sum(axis=1, dtype=numpy.float64))
+        self.kld.extend(terms.sum(axis=1, dtype=numpy.float64))
         self.dp.extend(numpy.exp(-nll) - numpy.exp(-nll_base))
         self.same_top.extend(logits.argmax(axis=1) == base.argmax(axis=1))
 
@@ -304,6 +274,8 @@ class Scores:
         import numpy
 
         nll, error = mean_and_error(self.nll)
+        if not numpy.isfinite(nll):
+            raise Refused("decode", "its scores are not numbers. The file is damaged: fetch it or make it again")
         perplexity = float(numpy.exp(nll))
         found = {"perplexity": perplexity, "perplexity_error": perplexity * error, "n_tokens": len(self.nll)}
         if not self.reference:

@@ -78,7 +78,7 @@ class Cost:
     def __post_init__(self):
         for name in ("price_per_million", "tokens_per_day", "tokens_per_second", "watts", "price_per_kwh"):
             value = getattr(self, name)
-            if isinstance(value, (bool, str)) or not 0 <= value < float("inf"):
+            if isinstance(value, (bool, str, type(None))) or not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value!r}; it must be a number, 0 or more.")
 
     @property
@@ -244,7 +244,7 @@ def _decision(needs, verdict, use, why):
     rows = {
         "model": f"{spec.title or spec.name} ({spec.n_params:,} weights)",
         "quantization": f"{memory.quantization_name(needs.quantization)}",
-        "context": f"{needs.settings['n_ctx']:,} tokens",
+        "context": f"{needs.settings['n_ctx'] or spec.n_ctx_train:,} tokens",
         "for": _text(use),
         "languages its makers name": spec.languages,
         "licence": spec.license,

@@ -11,39 +11,12 @@ import sys
 import time
 import traceback
 
-from .child import Child, ChildDied, Parent, Refused
+from .child import Child, ChildDied, Log, Parent, Refused
 
-DEBUG, ERROR, CONTINUED = 1, 4, 5  # levels of llama.cpp's log
 PROGRESS_EVERY_S = 0.1
 TEMPLATE_WITHIN_S = 5.0  # for filling in a chat template, which takes well under a millisecond
 STARTS_WITHIN_S = 60.0  # the process for that, on a machine where thirty learners start at once
 EMBED_TOKENS = 256  # the longest text that becomes one vector; the scratch memory grows with it
-
-
-class Log:
-    """llama.cpp's own words: copied to stderr, where the parent keeps the last lines, and kept while loading."""
-
-    def __init__(self, lib):
-        self.text, self.errors, self._level = [], [], 0
-        self._callback = lib.llama_log_callback(self._keep)
-        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
-
-    def _keep(self, level, text, _):
-        self._level = self._level if level == CONTINUED else level
-        if self._level <= DEBUG:
-            return
-        text = text.decode(errors="replace")
-        sys.stderr.write(text)
-        self.text.append(text)
-        if self._level == ERROR:
-            self.errors.append(text)
-
-    def take(self):
-        """(everything, the errors) since the last call."""
-        text, errors = "".join(self.text), "".join(self.errors)
-        self.text.clear()
-        self.errors.clear()
-        return text, errors
 
 
 class Template:

@@ -98,6 +98,10 @@ def test_the_constant_is_seen_only_where_it_is_one():
     assert claims._constant("orca-mini-7b", "Q4_K_M", 9.08, 4.08)[0] == "false"
 
 
+def test_a_tag_that_means_what_it_says():
+    assert claims._means("gemma3:4b", "gemma-3-4b") == ("true", "gemma3:4b is Gemma 3 4B.")
+
+
 def test_an_unknown_name_lists_the_names():
     with pytest.raises(KeyError, match="llama-q2-file"):
         claims.get("nothing")

@@ -170,6 +170,12 @@ def test_another_models_perplexity_and_bytes_have_no_place_here(wrong):
         figures_quality.loss_html(ROWS, PUBLISHED, **wrong)
 
 
+def test_no_tick_is_above_all_of_them():
+    text = figures_quality.loss_html([replace(ROWS[0], top1_agreement=1.0)], measure="top1_agreement")
+    shares = [float(said[:-2]) for said in labels(text) if said.endswith(" %")]
+    assert max(shares) == 100 and len(shares) > 2
+
+
 def test_nothing_to_draw_is_said():
     with pytest.raises(ValueError, match="no row has kld_mean"):
         figures_quality.loss_html([replace(ROWS[0], kld_mean=0.0)])

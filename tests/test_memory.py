@@ -244,11 +244,12 @@ def test_the_arithmetic_can_be_redone():
         assert value_of(text) == n_bytes, text
 
 
-def test_kv_arithmetic_can_be_redone_for_windows_and_slots():
-    settings = Settings(n_ctx=8192, n_parallel=2)
-    text = next(text for part, text, _ in memory.arithmetic(GEMMA3, "Q8_0", settings) if part == "kv")
-    assert text.endswith(" x 2 slots")
-    assert value_of(text) == memory.kv_cache_bytes(GEMMA3, settings)
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "gemma-3-1b", "deepseek-coder-v2-lite"])
+def test_kv_arithmetic_can_be_redone_for_windows_slots_and_mla(name):
+    spec, settings = models.get(name), Settings(n_ctx=8192, n_parallel=2)
+    text = next(text for part, text, _ in memory.arithmetic(spec, "Q8_0", settings) if part == "kv")
+    assert " x 2 slots" in text
+    assert value_of(text.split(" (keys and")[0]) == memory.kv_cache_bytes(spec, settings)
 
 
 # What is said when something cannot be, or is not known

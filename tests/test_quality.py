@@ -14,11 +14,13 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from helpers import download, formats, quality
+from helpers import download, formats, hardware, memory, quality, quality_child
+from helpers.child import Refused
 from helpers.quality import QualityError, Requantized, Row, Unfinished
 
 N_CTX = 64
@@ -199,7 +201,7 @@ def test_the_front_holds_what_nobody_beats():
     assert found.pareto() == ("big", "good", "twin", "small")
     assert str(found).splitlines()[1].startswith("ref (reference)")
     assert "good *" in str(found) and "beaten *" not in str(found)
-    with pytest.raises(KeyError, match="no row 'x'"):
+    with pytest.raises(KeyError, match="no row 'x'; there are big, good, beaten, twin, small, ref"):
         found["x"]
 
 
@@ -257,13 +259,66 @@ def test_what_cannot_be_compared_is_said(tiny, tmp_path, cache):
             quality.compare(**wrong)
     with pytest.raises(QualityError, match="Unknown quantization 'Q4_K_X'.*Did you mean"):
         quality.requantize(first, "Q4_K_X")
-    with pytest.raises(QualityError, match="exists already.*force=True"):
+    with pytest.raises(QualityError, match="first.gguf cannot be written over itself. Pass out="):
         quality.requantize(first, "Q8_0", out=first)
+    with pytest.raises(QualityError, match="exists already.*force=True"):
+        quality.requantize(first, "Q8_0", out=__file__)
+    with pytest.raises(QualityError, match=f"{tmp_path.name} is a folder.*out=.*first-Q8_0.gguf"):
+        quality.requantize(first, "Q8_0", out=tmp_path)
     with pytest.raises(QualityError, match="needs an importance matrix.*blk.0.attn_q.weight would get IQ2_XXS"):
         quality._check_imatrix({"blk.0.attn_q.weight": "IQ2_XXS"}, "IQ2_XXS")
     with pytest.raises(QualityError, match="importance matrix"):
         quality._check_imatrix({"blk.0.attn_q.weight": "Q2_K"}, "Q2_K_S")
     quality._check_imatrix({"blk.0.attn_q.weight": "Q2_K", "output.weight": "IQ3_XXS"}, "Q2_K")
+
+
+def test_a_reference_of_the_same_name_is_another_file(tiny, tmp_path, cache, monkeypatch):
+    twin = tmp_path / "first.gguf"
+    twin.write_bytes(tiny["second"][0].read_bytes())
+    monkeypatch.setattr(quality, "work", lambda job, tell: row(job.name, 1, 0.0, bits_per_weight=len(job.path)))
+    found = quality.compare([tiny["first"][0]], RANDOM_TEXT, reference=twin)
+    assert found.reference.name == "first (2)" and [row.name for row in found] == ["first"]
+    assert found.reference.bits_per_weight == len(str(twin.resolve()))
+
+
+def test_part_of_a_model_is_refused(tmp_path, monkeypatch):
+    class Header:
+        metadata, n_params = {}, 0
+
+    words = tmp_path / "words.gguf"
+    words.touch()
+    monkeypatch.setattr("helpers.gguf.read_header", lambda path, progress: Header)
+    with pytest.raises(QualityError, match="words.gguf holds no weights.*Give the file of a whole model"):
+        quality.compare([words])
+    Header.metadata, Header.n_params = {"split.count": 3}, 1024
+    with pytest.raises(QualityError, match="one of 3 parts.*llama-gguf-split --merge"):
+        quality.requantize(words, "Q8_0")
+
+
+def test_the_scores_count_as_memory(monkeypatch):
+    from helpers import models
+
+    header = SimpleNamespace(spec=models.get("gemma-3-1b"), tensor_types="Q8_0")
+    rows = N_CTX // 2 * 4 * header.spec.n_vocab
+    needs = memory.estimate(header.spec, "Q8_0", n_ctx=N_CTX, n_outputs_max=N_CTX // 2).total_bytes
+    job = SimpleNamespace(name="gemma", n_ctx=N_CTX)
+    monkeypatch.setattr(hardware, "detect", lambda: SimpleNamespace(ram_available_bytes=needs + rows))
+    with pytest.raises(QualityError, match="gemma was not loaded.*Close other programs"):
+        quality._check_memory(job, header)
+    monkeypatch.setattr(hardware, "detect", lambda: SimpleNamespace(ram_available_bytes=needs + 7 * rows))
+    quality._check_memory(job, header)
+
+
+def test_scores_that_are_no_numbers_are_refused_and_what_can_never_come_is_not():
+    scores = quality_child.Scores(None)
+    scores.add(np.full((2, 4), np.nan, np.float32), [1, 2], 0)
+    with pytest.raises(Refused, match="not numbers"):
+        scores.result()
+    logits = np.array([[1.0, 2.0, -np.inf, 0.5]] * 3, np.float32)
+    reference = SimpleNamespace(log_probabilities=lambda start, end: np.array([[-1.0, -0.6, -17.0, -2.0]] * 3))
+    scores = quality_child.Scores(reference)
+    scores.add(logits, [0, 1, 3], 0)
+    assert 0 < scores.result()["kld_mean"] < 1
 
 
 def test_a_copy_gets_the_quantization_into_its_name():
@@ -323,6 +378,27 @@ def test_the_cache_is_where_one_says(tmp_path, monkeypatch, cache):
     assert quality.kept_bytes() == 0 and not cache.exists()
 
 
+def test_files_may_go_while_the_cache_is_measured(cache, monkeypatch):
+    for name in ("a", "b"):
+        quality._save(row(name, 1, 0.5), cache / "rows" / f"{name}.json")
+    kept, walk = quality.kept_bytes(), os.walk
+
+    def slowly(folder):
+        for parent, folders, names in walk(folder):
+            if "b.json" in names:
+                (cache / "rows" / "b.json").unlink()  # another process moves its finished file
+            yield parent, folders, names
+
+    monkeypatch.setattr(os, "walk", slowly)
+    assert quality.kept_bytes() == kept / 2
+
+
+def test_what_could_not_be_deleted_is_not_free(cache, monkeypatch):
+    quality._save(row("a", 1, 0.5), cache / "rows" / "a.json")
+    monkeypatch.setattr(quality.shutil, "rmtree", lambda *_, **__: None)  # as on Windows, where a file is in use
+    assert quality.forget() == 0
+
+
 # --- executors, without llama.cpp -------------------------------------------------------------------------------
 
 
@@ -337,19 +413,20 @@ def test_a_lost_job_is_tried_again_and_no_finished_one_is_lost(tmp_path, monkeyp
         tried.append(job.name)
         if job.name == "lost":
             raise ConnectionError("the worker is gone")
-        if job.name == "once" and tried.count("once") == 1:
+        if job.name in ("once", "late") and tried.count(job.name) == 1:
             raise ConnectionError("the worker is gone")
         if job.name == "bad":
             raise QualityError("bad cannot be loaded")
-        if job.name == "saved":  # finished, but lost on the way back
-            quality._save(row("saved", 1, 0.1), job.row)
+        if job.name == "saved" or (job.name == "late" and tried.count("late") == 2):  # lost on the way back
+            quality._save(row(job.name, 1, 0.1), job.row)
             raise ConnectionError("the worker is gone")
         return row(job.name, 1, 0.1)
 
     monkeypatch.setattr(quality, "work", work)
+    jobs = jobs_of(tmp_path, ["good", "lost", "once", "bad", "saved", "late"])
     with ThreadPoolExecutor(1) as pool:
-        finished, failed = quality._spread(pool, jobs_of(tmp_path, ["good", "lost", "once", "bad", "saved"]), print)
-    assert sorted(finished) == ["good", "once", "saved"]
+        finished, failed = quality._spread(pool, jobs, print)
+    assert sorted(finished) == ["good", "late", "once", "saved"]
     assert failed == {"lost": "ConnectionError: the worker is gone", "bad": "bad cannot be loaded"}
     assert (tried.count("lost"), tried.count("bad"), tried.count("once")) == (2, 1, 2)
 
@@ -376,6 +453,10 @@ def test_a_broken_pool_says_what_is_missing(tmp_path, monkeypatch):
     assert list(caught.value.failed) == ["b"]
     again = pickle.loads(pickle.dumps(caught.value))
     assert again.comparison == caught.value.comparison and again.failed == caught.value.failed
+
+
+def test_a_text_with_half_a_character_has_a_name_in_the_cache_too(tmp_path):
+    assert quality._Setting("half \udc80", 64, None, 1, tmp_path).text == "half ?"
 
 
 def test_jobs_and_errors_travel(tmp_path):
@@ -405,6 +486,32 @@ class Interrupt:
         if not self.kill:
             raise KeyboardInterrupt
         os.kill(self.children[-1].pid, signal.SIGKILL)
+
+
+def test_the_child_is_gone_before_its_unfinished_file_is_deleted(tmp_path, monkeypatch):
+    """Windows deletes no file that a living process has open."""
+    closed = []
+
+    class Busy:
+        log_tail = send = lambda self, *_: ""
+
+        def __init__(self, *_, **__):
+            pass
+
+        def receive(self, _):
+            raise KeyboardInterrupt
+
+        def close(self):
+            closed.append(sorted(path.suffix for path in tmp_path.iterdir()))
+
+    monkeypatch.setattr(quality, "Child", Busy)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        quality._llama("x") as ask,
+        quality._atomically(tmp_path / "x.gguf") as part,
+    ):
+        ask({"do": "quantize", "out": str(part)})
+    assert closed[0] == [".part"] and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -152,6 +152,11 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "mine").iterdir()) == []
 
 
+def test_a_context_of_0_is_the_models():
+    text = report.document(memory.estimate(models.get("qwen3-8b"), "Q4_K_M", n_ctx=0), LAPTOP)
+    assert "40,960 tokens" in text and "<td>0 tokens" not in text
+
+
 def test_cost_without_a_speed_says_so():
     text = str(report.Cost(3, 50_000, currency="EUR"))
     assert "= 4.50 EUR a month" in text and "not known" in text
@@ -161,7 +166,7 @@ def test_cost_says_when_a_day_is_too_short():
     assert "more than a day" in str(report.Cost(1, 10_000_000, tokens_per_second=1))
 
 
-@pytest.mark.parametrize("price", [-1, float("inf"), float("nan"), "3", True])
+@pytest.mark.parametrize("price", [-1, float("inf"), float("nan"), "3", True, None, ____])
 def test_a_price_that_cannot_be_is_refused(price):
     with pytest.raises(ValueError, match="price_per_million is"):
         report.Cost(price, 1)
