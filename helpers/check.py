@@ -9,6 +9,7 @@ import html
 import math
 import numbers
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from helpers import progress, units
 
 NOT_ATTEMPTED, NOT_YET, CORRECT, NOTED = "not attempted", "not yet", "correct", "noted"
 SIGNS = {NOT_ATTEMPTED: "○", NOT_YET: "△", CORRECT: "✓", NOTED: "✎"}
+PLAIN = str.maketrans("○△✓✎→", "-~+*>")  # for terminals that cannot show the signs
 BORDERS = {NOT_ATTEMPTED: "dotted", NOT_YET: "dashed"}  # a line, no colour: it needs neither a light nor a dark page
 NAME = re.compile(r"\d\d-[a-z0-9]+(-[a-z0-9]+)*")
 EXACT = 1e-9  # relative; what floating point may add to an exact answer
@@ -129,7 +131,7 @@ class Result:
         return SIGNS.get(self.status, "→")
 
     def __str__(self):
-        return f"{self.sign} {self.status}" + (f": {self.message}" if self.message else "")
+        return _printable(f"{self.sign} {self.status}" + (f": {self.message}" if self.message else ""))
 
     __repr__ = __str__
 
@@ -207,7 +209,7 @@ def _ratio(guess, value):
     return guess / value if guess and value and guess / value > 0 else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """A prediction of the learner and, once the lesson came to it, what came out."""
 
@@ -221,7 +223,9 @@ class Prediction:
     def __str__(self):
         first = f" (at first {show(self.first, self.unit)})" if self.first != self.guess else ""
         result = "not seen yet" if self.outcome is None else f"it was {show(self.outcome, self.outcome_unit)}"
-        return f"{self.name}: predicted {show(self.guess, self.unit)}{first}; {result}"
+        return _printable(f"{self.name}: predicted {show(self.guess, self.unit)}{first}; {result}")
+
+    __repr__ = __str__
 
 
 def predictions():
@@ -413,7 +417,7 @@ class Summary:
 
     def __str__(self):
         lines = [f"{name}: {status}; attempts {tries}, hints {hints}" for name, status, tries, hints in self.cells()]
-        return "\n".join(lines) or "No exercise has been answered yet."
+        return _printable("\n".join(lines) or "No exercise has been answered yet.")
 
     __repr__ = __str__
 
@@ -580,6 +584,18 @@ def _text(value):
     except Exception:  # an answer may be any object, even one that cannot be shown
         text = f"a {type(value).__name__}"
     return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
+
+
+def _printable(text):
+    """The text with what this terminal can show: `print` must not fail for want of a sign or a letter."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+        return text
+    except UnicodeEncodeError:
+        return text.translate(PLAIN).encode(encoding, "replace").decode(encoding)
+    except LookupError:
+        return text.translate(PLAIN).encode("ascii", "replace").decode()
 
 
 def plain(value):

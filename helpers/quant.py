@@ -360,6 +360,7 @@ def _check_finite(x):
 
 # --- ggml's blocks of 32 -------------------------------------------------------------------------------------------
 
+MOST_READ_BYTES = 2**28  # a file may claim rows of any length; weights of 4 bits become eight times as many bytes
 BLOCK = 32  # weights that share a scale, in each of the types below
 HALF = BLOCK // 2  # 4-bit types: byte i keeps weight i in its right half and weight i + 16 in its left half
 LARGEST_SCALE = FORMATS["FP16"].largest
@@ -669,7 +670,7 @@ def read_rows(path, tensor, n_rows=1, first=0):
         How many rows, and the first of them.
 
     Raises `gguf.GGUFError` for a file that is no GGUF file, `KeyError` for a tensor that it does not have, `ValueError`
-    for rows that it does not have.
+    for rows that it does not have, or that are more than 256 MiB together.
 
     *When it misleads*: a row of a tensor is what ggml calls one, the first number of its shape long.
 
@@ -699,6 +700,11 @@ def read_rows(path, tensor, n_rows=1, first=0):
             f"{tensor} has the rows 0 to {there - 1}; rows {first} to {first + n_rows - 1} were asked for."
         )
     row_bytes = formats.row_bytes(found.type, found.shape[0])
+    if n_rows * row_bytes > MOST_READ_BYTES:
+        raise ValueError(
+            f"{n_rows:,} rows of {tensor} have {n_rows * row_bytes:,} bytes; at most {MOST_READ_BYTES:,} are read at "
+            "once. Ask for fewer rows; if one is too long already, the file claims what no model has."
+        )
     with open(path, "rb") as file:
         file.seek(header.data_offset + found.offset + first * row_bytes)
         data = file.read(n_rows * row_bytes)

@@ -5,14 +5,16 @@ is found can be measured (`measure`), and should be: it decides more than the mo
 """
 
 import collections
+import contextlib
 import csv
+import itertools
 import math
 import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import runner, units, work
+from . import download, quality, runner, units, work
 from .need import need
 
 LESSONS = Path(__file__).resolve().parent.parent / "lessons"
@@ -140,9 +142,7 @@ class Index:
         """Vectors, less their mean: a chat model's vectors all point nearly the same way, and what is common hides
         what differs."""
         faiss = need("faiss", "search by vectors")
-        texts = [f"{chunk.heading}. {chunk.text}" for chunk in self.chunks]
-        with work.bar(len(texts), 0, progress, unit="chunk") as bar:
-            vectors = self._model.embed(texts, progress=lambda done: bar.update(done - bar.n))
+        vectors = _embedded(self._model, self.chunks, progress)
         self._centre = vectors.mean(axis=0, keepdims=True)
         self._vectors = faiss.IndexFlatIP(vectors.shape[1])  # exact: every vector is compared
         self._vectors.add(_unit(vectors - self._centre))
@@ -210,9 +210,10 @@ def index(model=None, paths=None, progress=True):
     Parameters
     ----------
     model : runner.Model, optional
-        Embeds every chunk, which takes about as long as reading them as a prompt. Without it the index searches by
-        words only, and is made at once. An embedding model (`runner.load(path, embeds_only=True)`) finds more than a
-        chat model.
+        Embeds every chunk, which takes about as long as reading them as a prompt; the vectors are kept in a folder of
+        `quality.cache_folder`, so that the next time only texts that changed are embedded. Without it the index
+        searches by words only, and is made at once. An embedding model (`runner.load(path, embeds_only=True)`) finds
+        more than a chat model.
     paths : path or list of paths, optional
         See `chunks`.
     progress : bool
@@ -368,6 +369,44 @@ def _words(text):
     """The words that can tell texts apart: lower case, common words left out, a plural's s cut off."""
     found = re.findall(r"[a-z0-9]+(?:[._][a-z0-9]+)*", text.lower())
     return [word[:-1] if len(word) > 3 and word.endswith("s") else word for word in found if word not in COMMON]
+
+
+def _embedded(model, chunks, progress):
+    """The vectors of all chunks, one row each. Those of every text are kept on disk under what it says and who read it;
+    so what was done before Ctrl-C is kept as well."""
+    import numpy as np
+
+    folder, made = quality.cache_folder() / "vectors", []
+    reader = [download.sha256_of(model.path), quality._engine()]
+    reader += [model.settings.get(name) for name in ("cache_type_k", "cache_type_v", "flash_attn")]
+    with work.bar(len(chunks), 0, progress, unit="chunk") as bar:
+        for _, group in itertools.groupby(chunks, key=lambda chunk: chunk.source):
+            texts = [f"{chunk.heading}. {chunk.text}" for chunk in group]
+            path, before = folder / f"{quality._digest(reader, texts)}.npy", bar.n
+            rows = _kept(path, len(texts))
+            if rows is None:
+                rows = model.embed(texts, progress=lambda done, before=before: bar.update(before + done - bar.n))
+                _keep(rows, path)
+            made.append(rows)
+            bar.update(before + len(texts) - bar.n)
+    return np.concatenate(made)
+
+
+def _kept(path, n_rows):
+    import numpy as np
+
+    try:
+        rows = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # not there, or half a file of another program
+        return None
+    return rows if rows.ndim == 2 and len(rows) == n_rows and np.isfinite(rows).all() else None
+
+
+def _keep(rows, path):
+    import numpy as np
+
+    with contextlib.suppress(OSError), quality._atomically(path) as part, part.open("wb") as file:
+        np.save(file, rows)  # a full disk costs only the time of the next start
 
 
 def _unit(vectors):

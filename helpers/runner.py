@@ -4,6 +4,7 @@ llama.cpp may crash or run out of memory; then the child ends and the learner's 
 """
 
 import contextlib
+import errno
 import html
 import itertools
 import json
@@ -31,6 +32,10 @@ SAMPLE_EVERY_S = 0.02
 SHOW_BAR_AFTER_S = 2.0
 BUSY_AFTER_S = 1.0
 STOP_WITHIN_S = 10.0
+# A load may be silent for so long (a GPU's first start compiles for minutes), and for the time its bytes take from the
+# slowest place that anybody waits for: llama.cpp says nothing while a file is mapped.
+SILENT_S, SLOWEST_BYTES_PER_S = 300.0, units.MB
+MOST_EXTENTS = 10_000
 SCHEMA_CHARACTERS = 20_000  # longer schemas, and counts above the next line, make grammars that take minutes to build
 SCHEMA_COUNT = 500
 SCHEMA_DEPTH = 32
@@ -234,7 +239,8 @@ def load(
     WontFit
         The verdict is "no"; it says why.
     LoadError
-        The file is missing, is no GGUF file, or llama.cpp refuses it.
+        The file is missing, is no GGUF file, is mostly holes (a download that only set its length), or llama.cpp
+        refuses it, or says nothing for 5 minutes and a second for each MB.
     ModelDied
         The child process ended while loading.
     """
@@ -443,6 +449,7 @@ class Model:
     def _load(self):
         options = _only(self._options, "force", "machine")
         self.estimate = _needs(self.path, self._asked, progress=self._options["progress"], **options)
+        held = _check_held(self.path, self._options["force"])
         claim = Claim.of(self.path, self.estimate, self._asked["use_mmap"])
         spin = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT)}
         spin["GGML_NO_BACKTRACE"] = "1"  # a failed check would start a debugger for seconds, and bury llama.cpp's words
@@ -456,7 +463,7 @@ class Model:
         progress = _Progress(self.path.name, self._options["progress"])
         try:
             request = {"do": "load", "path": str(self.path), "embeds_only": self._options["embeds_only"]}
-            facts = self._call({**request, **self._asked}, progress)
+            facts = self._call({**request, **self._asked}, progress, SILENT_S + held / SLOWEST_BYTES_PER_S)
         except BaseException:
             self.close()
             raise
@@ -524,25 +531,33 @@ class Model:
             self.cancel()
             raise
 
-    def _call(self, request, progress=None):
-        """One request, one answer."""
+    def _call(self, request, progress=None, silent_s=math.inf):
+        """One request, one answer; `silent_s`: how long no word may come."""
         request["id"] = next(self._ids)
         with contextlib.nullcontext() if request["do"] == "load" else self._one_at_a_time():
             try:
-                for message in self._conversation(request):
+                for message in self._conversation(request, silent_s=silent_s):
                     if progress and "progress" in message:
                         progress(message["progress"])
                 return message["done"]
             except ChildDied as death:
                 raise self._died(death, loading=request["do"] == "load") from None
 
-    def _conversation(self, request, tick=None):
+    def _conversation(self, request, tick=None, silent_s=math.inf):
         """Send a request and yield the messages about it; a refusal is raised."""
         self._child.send(request)
+        heard = time.monotonic()
         while True:
             message = self._receive(SAMPLE_EVERY_S if tick else 0.2)
             if tick:
                 tick()
+            if message is None and time.monotonic() - heard > silent_s:
+                raise LoadError(
+                    f"{self.path.name} was not loaded: llama.cpp made no progress for {silent_s:,.0f} s, so it was "
+                    "ended. Copy the file to a faster disk, or fetch it again.",
+                    self.log,
+                )
+            heard = heard if message is None else time.monotonic()
             if message is None or message["id"] != request["id"]:  # left over from a cancelled answer
                 continue
             if "error" in message:
@@ -693,45 +708,72 @@ class Claim:
         return max(self.own_bytes - held_bytes, 0) + self.file_bytes - (shared or 0)
 
 
-def _claimed_by_others(claim, pid, same_group):
-    """(bytes, models): what models that started before process `pid` will still take from what is free now.
-
-    `same_group`: only those in the same control group, because its limit is what binds.
-    """
+def _elders(pid):
+    """[(claim, bytes held, in the same control group?, of the same learner?)]: models that started before `pid`."""
     psutil = need("psutil", "see which models other notebooks have loaded")
-    total, count, ours = 0, 0, psutil.Process(pid)
+    found, ours = [], psutil.Process(pid)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             arguments = process.cmdline()
-            other = Claim.read(arguments[-1]) if CHILD in arguments else None
-            elder = (process.create_time(), process.pid) < (ours.create_time(), pid)
-            if other and elder and not (same_group and _group(process.pid) != _group(pid)):
-                total += other.still_to_come(memory_of(process.pid).anonymous_bytes, beside=claim)
-                count += 1
-    return total, count
+            claim = Claim.read(arguments[-1]) if CHILD in arguments else None
+            if claim and (process.create_time(), process.pid) < (ours.create_time(), pid):
+                held, same_group = memory_of(process.pid).anonymous_bytes, _group(process.pid) == _group(pid)
+                found.append((claim, held, same_group, _learner(process) == _learner(ours)))
+    return found
 
 
 def _group(pid):
-    return Path(f"/proc/{pid}/cgroup").read_text()
+    try:
+        return Path(f"/proc/{pid}/cgroup").read_text()
+    except OSError:
+        return ""
+
+
+def _learner(process):
+    """Whose a process is: a user of the system and, where a hub runs all as one user, of the hub."""
+    environment = {}
+    with contextlib.suppress(Exception):  # a stranger's environment may not be read
+        environment = process.environ()
+    return process.username(), environment.get("JUPYTERHUB_USER")
 
 
 def _machine_left(claim, pid):
-    """(this machine with what other models leave of it, a sentence about them or "")."""
+    """(this machine with what other models leave of it, a sentence about them or "").
+
+    What is free in truth, or under a limit that the system enforces, is shared by all models there. A hub's MEM_LIMIT
+    is a promise to one learner: from that only the learner's own models are taken, with all that they hold. The smaller
+    of the two is what is left.
+    """
     from . import hardware
 
-    same_group = hardware.detect().ram_available_bytes.source.startswith("cgroup")
     try:  # before looking at what is free: a model that grows in between is counted twice rather than not at all
-        taken, count = _claimed_by_others(claim, pid, same_group)
+        elders = _elders(pid)
     except MissingPackage:
-        taken = 0
-    machine = hardware.detect()
-    if not taken:
+        elders = []
+    machine = free = hardware.detect()
+    if not elders:
         return machine, ""
-    free = machine.ram_available_bytes
-    who = "1 other loaded model" if count == 1 else f"{count} other loaded models"
-    left = hardware.Reading(max(free - taken, 0), f"{free.source}, less {units.show(taken)} for {who}")
-    said = f"{units.show(taken)} of what is free now will be used by {who}, here or in other notebooks: close() them."
+    lefts, limit = [], machine.ram_total_bytes
+    if limit.source.startswith("MEM_LIMIT"):
+        free = hardware.detect(env={name: value for name, value in os.environ.items() if name != "MEM_LIMIT"})
+        mine = hardware.Reading(limit - memory_of(os.getpid()).resident_bytes, limit.source)
+        taken = [held + other.still_to_come(held, claim) for other, held, _, same_learner in elders if same_learner]
+        lefts.append(_less(mine, taken, "your MEM_LIMIT is used or claimed"))
+    free = free.ram_available_bytes
+    there = [elder for elder in elders if elder[2] or not free.source.startswith("cgroup")]
+    taken = [other.still_to_come(held, claim) for other, held, *_ in there]
+    lefts.append(_less(free, taken, "what is free now will be used"))
+    left, said = min(lefts, key=lambda pair: pair[0])
     return replace(machine, ram_available_bytes=left), said
+
+
+def _less(free, taken, what):
+    """(what these models leave of the free memory, a sentence about them or "")."""
+    if not sum(taken):
+        return free, ""
+    who = "1 other loaded model" if len(taken) == 1 else f"{len(taken)} other loaded models"
+    said = f"{units.show(sum(taken))} of {what} by {who}, here or in other notebooks: close() them."
+    return type(free)(max(free - sum(taken), 0), f"{free.source}, less {units.show(sum(taken))} for {who}"), said
 
 
 def _needs(path, settings, force, machine, progress):
@@ -778,6 +820,40 @@ def _guard(path, estimate, claim, pid, force, machine):
     return verdict
 
 
+def _check_held(path, force):
+    """How many bytes of the model's files the disk holds; `LoadError` for a file that is mostly holes."""
+    held = 0
+    for file in _parts(path):
+        n_bytes, size = _held_bytes(file), file.stat().st_size
+        if n_bytes < size / 2 and not force:
+            raise LoadError(
+                f"{file.name} was not loaded: only {units.show(n_bytes)} of its {units.show(size)} are on the disk, "
+                "the rest are holes. Its download did not finish: fetch it again; force=True tries anyway."
+            )
+        held += n_bytes
+    return held
+
+
+def _held_bytes(path):
+    """Bytes of a file outside of holes, as far as the system tells: where it does not, all of them.
+
+    `st_blocks` would count a compressed file, or one that is not yet written out, as missing.
+    """
+    size = path.stat().st_size
+    if not hasattr(os, "SEEK_HOLE"):
+        return size
+    held = at = 0
+    with path.open("rb") as file:
+        for _ in range(MOST_EXTENTS):
+            try:
+                data = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                at = os.lseek(file.fileno(), data, os.SEEK_HOLE)
+            except OSError as error:  # ENXIO: nothing but a hole from here on; others: it cannot tell
+                return held if error.errno == errno.ENXIO else size
+            held += at - data
+    return size
+
+
 def _predict(path, header, asked):
     """The closed form; for a family it does not know, at least every byte of the weights."""
     from . import memory
@@ -791,11 +867,17 @@ def _predict(path, header, asked):
 
 
 def _weights_in_files(path, header):
+    files = _parts(path)
+    return sum(file.stat().st_size for file in files) if len(files) > 1 else header.tensor_bytes
+
+
+def _parts(path):
+    """The files of a model: one, or all parts beside it."""
     part = re.fullmatch(r"(.*-)\d{5}(-of-\d{5}\.gguf)", path.name)
     if not part:
-        return header.tensor_bytes
+        return [path]
     wanted = re.compile(re.escape(part[1]) + r"\d{5}" + re.escape(part[2]))
-    return sum(file.stat().st_size for file in path.parent.iterdir() if wanted.fullmatch(file.name))
+    return [file for file in path.parent.iterdir() if wanted.fullmatch(file.name)]
 
 
 def _threads(n_threads):

@@ -4,6 +4,7 @@ Each is a few lines over `runner.Model.ask`. A grammar forces the form of an ans
 name what the model wrote that does not stand in its source.
 """
 
+import contextlib
 import csv
 import inspect
 import io
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from . import units
 from .need import need
+from .progress import _try_lock
 from .runner import LoadError, ModelDied, WontFit
 
 SMALL_WEIGHTS = units.GB  # models below a billion weights get a warning beside their summaries and translations
@@ -86,7 +88,7 @@ class Called:
 
 @dataclass(frozen=True)
 class Batch:
-    """How far a table has come: rows in all, done before, done now, and how many of them have an error."""
+    """How far a table has come: rows in all, done before, done now (those tried again are), how many have an error."""
 
     path: Path
     n_rows: int
@@ -104,7 +106,9 @@ class Batch:
         text += (
             f" ({self.n_before} from before, {self.n_now} now in {self.seconds:.1f} s, {self.n_errors} with an error)"
         )
-        return f"{text}." if self.finished else f"{text}. Stopped: run the same line again to go on."
+        if not self.finished:
+            return f"{text}. Stopped: run the same line again to go on."
+        return f"{text}; retry=True asks those again." if self.n_errors else f"{text}."
 
 
 def fields(**kinds):
@@ -260,6 +264,7 @@ def batch(
     temperature=0,
     seed=0,
     progress=True,
+    retry=False,
 ):
     """Ask one question for every row of a CSV file, and write each answer to another CSV file as it comes.
 
@@ -276,6 +281,9 @@ def batch(
         As for `ask`.
     schema : dict, optional
         A JSON schema for every answer, as for `extract`. The value of a single field is written as it is, more as JSON.
+    retry : bool
+        First ask rows again that have an error from an earlier run. It helps when memory was short or the context too
+        small (load with a larger n_ctx); at temperature 0 most other errors come back.
 
     Returns
     -------
@@ -285,13 +293,16 @@ def batch(
     Raises
     ------
     WorkError
-        A column is missing, the output was begun with other settings or another input, or is the input itself.
+        A column is missing, the output was begun with other settings or another input, is the input itself, or another
+        run is writing it at this moment.
 
     Notes
     -----
     Each row is forced to the disk before the next one is asked. The same call again goes on after the last whole row,
-    also when the computer was switched off in between; rows with an error count as done. Beside the output a file
-    `<csv_out>.job` holds the settings. An answer that a spreadsheet would run as a formula gets a ' in front.
+    also when the computer was switched off in between; rows with an error count as done. A row of the output belongs to
+    the row of the input at the same place, with the same values: rows may be added at the end of the input, and any
+    other change is refused. Beside the output a file `<csv_out>.job` holds the settings. An answer that a spreadsheet
+    would run as a formula gets a ' in front.
 
     *When it misleads*: a column full of answers looks like data. Read a sample of rows before you count anything.
     """
@@ -313,18 +324,27 @@ def batch(
         "temperature": temperature,
         "seed": seed,
     }
-    before = _begun(csv_out, table, added, settings)
-    start, n_now, n_errors = time.monotonic(), 0, sum(bool(row[-1]) for row in before)
     options = {"system": system, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    with csv_out.open("ab") as file, bar(len(table.rows), len(before), progress) as shown:
-        for row in table.rows[len(before) :]:
-            text, error, stopped = _row_answer(model, prompt_template, table.named(row), options, schema)
-            if stopped:
-                break
-            _append(file, table.line([*row, _harmless(text), error]))
-            n_now, n_errors = n_now + 1, n_errors + bool(error)
-            shown.update()
-    return Batch(csv_out, len(table.rows), len(before), n_now, n_errors, time.monotonic() - start)
+    with _alone(csv_out) as job:
+        done = _begun(csv_out, job, table, added, settings)
+        again = [i for i, row in enumerate(done) if row[-1]] if retry else []
+        start, n_done, n_now = time.monotonic(), len(done), 0
+        with bar(len(table.rows), n_done - len(again), progress) as shown:
+            for i in [*again, *range(n_done, len(table.rows))]:
+                row = table.rows[i]
+                text, error, stopped = _row_answer(model, prompt_template, table.named(row), options, schema)
+                if stopped:
+                    break
+                done[i : i + 1] = [[*row, _harmless(text), error]]
+                if i < n_done:
+                    _rewrite(csv_out, table, [[*table.header, *added], *done])
+                else:
+                    with csv_out.open("ab") as file:
+                        _append(file, table.line(done[i]))
+                n_now += 1
+                shown.update()
+    n_errors = sum(bool(row[-1]) for row in done)
+    return Batch(csv_out, len(table.rows), len(done) - n_now, n_now, n_errors, time.monotonic() - start)
 
 
 def batch_seconds(n_rows, prompt_tokens, answer_tokens, prompt_tokens_per_second, tokens_per_second):
@@ -655,14 +675,35 @@ def _check_template(template, table, added):
         )
 
 
-def _begun(csv_out, table, added, settings):
-    """The whole rows that the output has already; makes the output and its settings file when there is none."""
-    job = csv_out.with_name(csv_out.name + ".job")
+@contextlib.contextmanager
+def _alone(csv_out):
+    """The output's settings file, open and locked: of two runs at once the second is refused."""
+    path = csv_out.with_name(csv_out.name + ".job")
+    begun = csv_out.exists() and csv_out.stat().st_size
+    try:
+        job = path.open("r+b" if begun else "a+b")
+    except FileNotFoundError:
+        raise _not_ours(csv_out, path) from None
+    with job:
+        try:
+            _try_lock(job)
+        except (BlockingIOError, PermissionError):
+            raise WorkError(
+                f"{csv_out.name} is being written by another run at this moment. Wait for it or stop it, then run the "
+                "same line again; or choose another csv_out."
+            ) from None
+        except (OSError, ImportError):  # some network drives, and Python in a browser, have no locks
+            pass
+        yield job
+
+
+def _begun(csv_out, job, table, added, settings):
+    """The whole rows that the output has already; makes the output and fills its settings file when there is none."""
     header = [*table.header, *added]
     if not csv_out.exists() or not csv_out.stat().st_size:
-        draft = job.with_name(job.name + ".part")
-        draft.write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(draft, job)
+        job.seek(0)
+        job.truncate()
+        _append(job, json.dumps(settings, indent=1, ensure_ascii=False))
         with csv_out.open("ab") as file:
             _append(file, table.bom + table.line(header))
         return []
@@ -675,20 +716,25 @@ def _begun(csv_out, table, added, settings):
     rows = _records(whole.decode("utf-8-sig"), table.delimiter, csv_out)
     if not rows:
         csv_out.unlink()
-        return _begun(csv_out, table, added, settings)
+        return _begun(csv_out, job, table, added, settings)
     same = [row[: len(table.header)] for row in rows[1:]] == table.rows[: len(rows) - 1]
     if rows[0] != header or not same:
         raise WorkError(f"{csv_out.name} belongs to another table than {table.path.name}. Choose another csv_out.")
     return rows[1:]
 
 
+def _not_ours(csv_out, path):
+    return WorkError(
+        f"{csv_out.name} exists, and no batch began it ({path.name} is missing or damaged). Choose another csv_out."
+    )
+
+
 def _check_settings(csv_out, job, settings):
+    job.seek(0)
     try:
-        old = json.loads(job.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise WorkError(
-            f"{csv_out.name} exists, and no batch began it ({job.name} is missing or damaged). Choose another csv_out."
-        ) from None
+        old = json.loads(job.read())
+    except ValueError:
+        raise _not_ours(csv_out, Path(job.name)) from None
     now = json.loads(json.dumps(settings))
     if changed := [name for name in now if old.get(name) != now[name]]:
         name = changed[0]
@@ -744,6 +790,14 @@ def _cell(data):
     if isinstance(data, dict) and len(data) == 1:
         (data,) = data.values()
     return data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+
+
+def _rewrite(csv_out, table, rows):
+    """The whole file at once, so that a power cut leaves the old one or the new one."""
+    part = csv_out.with_name(csv_out.name + ".part")
+    with part.open("wb") as file:
+        _append(file, table.bom + "".join(map(table.line, rows)))
+    os.replace(part, csv_out)
 
 
 def _append(file, line):

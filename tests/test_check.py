@@ -1,6 +1,7 @@
 """helpers.check and helpers.progress: what a learner is told, and that the record survives."""
 
 import copy
+import io
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import types
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -259,6 +261,30 @@ def test_html_says_what_text_says_and_escapes():
     assert len({str(result)[0] for result in results[:5]}) == 5, "each has a sign of its own"
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437", "utf-8", "no-such-encoding"])
+def test_a_terminal_without_the_signs_gets_plain_ones(monkeypatch, encoding):
+    """Old Windows consoles and LANG=C: whatever a check says can be printed."""
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii" if encoding.startswith("no") else encoding)
+    shown = terminal if not encoding.startswith("no") else types.SimpleNamespace(encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", shown)
+    said = [
+        check.number("03-bits", ____, expected=8),
+        check.number("03-bits", 8, expected=8, why="Größe → 日本"),
+        check.choice("03-way", "\ud800 é", expected="a", ideas={"b": "an idea"}),
+        check.predict("03-guess", "groß ✓"),
+        check.hint("03-gone"),
+        check.summary(),
+        check.predictions(),
+    ]
+    for one in said:
+        print(one, repr(one), file=terminal)
+    terminal.flush()
+    text = terminal.buffer.getvalue().decode(terminal.encoding)
+    signs = ("○ not attempted", "✓ correct: 8.") if encoding == "utf-8" else ("- not attempted", "+ correct: 8.")
+    assert all(sign in text for sign in signs) and "03-guess: predicted gro" in text
+    assert ("→ 日本" in text) == (encoding == "utf-8")
+
+
 def test_numbers_are_shown_short():
     assert check.show(units.GIB, "bytes") == "1,073,741,824 bytes (1.0 GiB)"
     assert check.show(0.1 + 0.2) == "0.3" and check.show(1234567.8) == "1,234,568" and check.show(-4.0) == "-4"
@@ -444,6 +470,7 @@ def test_a_folder_removed_under_the_kernel(folder, tmp_path_factory):
 
 TWO_KERNELS = """
 import sys
+import types
 from helpers import check
 for n in range(40):
     check.predict(f"07-{sys.argv[1]}-{n}", n)

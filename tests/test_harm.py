@@ -469,6 +469,61 @@ def test_a_machine_that_was_named_is_judged_as_it_is(tiny_file):
             assert re.search(r"used by ([2-9]|\d\d+) other loaded models, here or in", " ".join(third.verdict.reasons))
 
 
+PROMISED = "MEM_LIMIT (set by JupyterHub; advisory)"
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "promised_gib", "elders", "left_gib", "said"),
+    [
+        (20, 2, [(1, 0, False)] * 9, 2, ""),  # nine neighbours: they are not in my promise
+        (20, 2, [(1, 0.25, True), (1, 0, False)], 1, "1.0 GiB of your MEM_LIMIT is used or claimed by 1 other loaded"),
+        (20, 2, [(1, 1.5, True)], 0.5, "1.5 GiB of your MEM_LIMIT"),  # it holds more than it was thought to need
+        (5, 2, [(1, 0.5, False)] * 9, 0.5, "4.5 GiB of what is free now will be used by 9 other loaded models"),
+        (20, None, [(1, 0, False)] * 9, 11, "9.0 GiB of what is free now"),
+    ],
+)
+def test_what_a_hub_promised_is_not_shared_with_neighbours(monkeypatch, free_gib, promised_gib, elders, left_gib, said):
+    """MEM_LIMIT is one learner's; memory that is there is everybody's."""
+
+    def detect(env=None):
+        promised = promised_gib and env is None
+        total = hardware.Reading(promised_gib * GIB, PROMISED) if promised else hardware.Reading(64 * GIB, "a test")
+        free = hardware.Reading(min(free_gib * GIB, total), "a test")
+        return dataclasses.replace(
+            hardware.Machine.pretend("hub", GIB), ram_total_bytes=total, ram_available_bytes=free
+        )
+
+    claims = [
+        (Claim(need * GIB, 0, f"1:{i}"), int(held * GIB), False, own) for i, (need, held, own) in enumerate(elders)
+    ]
+    monkeypatch.setattr(hardware, "detect", detect)
+    monkeypatch.setattr(runner, "_elders", lambda pid: claims)
+    monkeypatch.setattr(runner, "memory_of", lambda pid: runner.Memory(0, 0, 0, "a test"))
+    machine, sentence = runner._machine_left(Claim(GIB, 0, "2:1"), 1)
+    assert machine.ram_available_bytes == left_gib * GIB and sentence.startswith(said) and bool(said) == bool(sentence)
+
+
+@linux
+def test_a_learner_is_a_user_of_the_hub_where_all_are_one_user_of_the_system(tmp_path, monkeypatch):
+    (tmp_path / "says_nothing.py").write_text("import sys\nsys.stdin.read()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("JUPYTERHUB_USER", "anna")
+    with contextlib.ExitStack() as stack:
+
+        def child(claim):
+            made = Child("says_nothing", arguments=[runner.CHILD, str(claim)])
+            stack.callback(made.close)
+            return made
+
+        child(Claim(1, 2, "anna:1"))
+        monkeypatch.setenv("JUPYTERHUB_USER", "bert")
+        child(Claim(1, 2, "bert:1"))
+        monkeypatch.setenv("JUPYTERHUB_USER", "anna")
+        asks = child(Claim(1, 2, "anna:2"))
+        found = {claim.file: (group, learner) for claim, _, group, learner in runner._elders(asks.pid)}
+    assert (found["anna:1"], found["bert:1"]) == ((True, True), (True, False)) and "anna:2" not in found
+
+
 def test_without_psutil_the_guard_still_judges(tiny_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "psutil", None)
     with pytest.raises(WontFit):

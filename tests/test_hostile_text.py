@@ -321,7 +321,7 @@ MAKE = {
     "figures.note_html": lambda name: figure(name, BAD),
     "figures_machine.file_html": lambda name: figure(name, {"header": 1, "embedding": 9}, BAD),
     "figures_machine.kv_growth_html": lambda name: figure(name, [SPEC], names=[BAD]),
-    "figures_machine.machine_html": lambda name: figure(name, MACHINE),
+    "figures_machine.machine_html": lambda name: figure(name, MACHINE, title=BAD),
     "figures_machine.roofline_html": lambda name: figure(name, [(BAD, 5), ("b", 50)], 100, {BAD: 3}),
     "figures_numbers.facts_html": lambda name: figure(name, {BAD: BAD}),
     "figures_numbers.table_html": lambda name: figure(name, (BAD,), [(BAD,)]),

@@ -277,7 +277,7 @@ def without_encoding(tree):
             yield node
 
 
-@pytest.mark.parametrize("folder", ["helpers", "."])
+@pytest.mark.parametrize("folder", ["helpers", "lessons", "."])
 def test_every_text_is_read_and_written_as_utf_8(folder):
     for path in (ROOT / folder).glob("*.py"):
         for node in without_encoding(ast.parse(path.read_text(encoding="utf-8"))):

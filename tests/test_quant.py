@@ -198,6 +198,21 @@ def test_norms_are_plain_numbers(model):
     assert rows.type == "F32" and rows.weights().shape == (1, 576)
 
 
+def test_read_rows_refuses_a_row_that_only_a_hostile_file_claims(tmp_path):
+    """It is as long as the header says, and nearly all of it is a hole."""
+    path, n_bytes = tmp_path / "long.gguf", 2**30
+    writer = pytest.importorskip("gguf").GGUFWriter(path, "llama")
+    writer.add_tensor_info("long", (1, n_bytes // 4), np.dtype(np.float32), n_bytes)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size + n_bytes + 64)
+    with pytest.raises(ValueError, match="1 rows of long have 1,073,741,824 bytes; at most 268,435,456 are read"):
+        quant.read_rows(path, "long")
+
+
 def test_read_rows_says_what_is_wrong(model, tmp_path):
     with pytest.raises(KeyError, match=r"blk\.0\.attn_q\.weight"):
         quant.read_rows(model, "blk.0.attn_q")

@@ -1,5 +1,7 @@
 """`helpers.rag`: texts cut up, searched and quoted; a stand-in embeds in all tests but the slow one."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from test_work import Stand
@@ -18,10 +20,20 @@ ANIMALS = [
 class Embedding(Stand):
     """Embeds a text as the counts of its letters, plus one large number that is the same for all."""
 
+    path = Path(__file__)
+
     def embed(self, texts, progress=None):
+        self.asked += texts
         letters = [[100, *(text.lower().count(letter) for letter in "abcdefghijklmnopqrstuvwxyz")] for text in texts]
         vectors = np.array(letters, dtype=np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A folder of the test's own for what is kept."""
+    monkeypatch.setenv("HELPERS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -53,6 +65,36 @@ def test_vectors_find_what_looks_alike_and_the_common_part_is_taken_out():
     best = index.search("bbb. bb", 3, "vectors")
     assert best[0].chunk.source == "bbbb" and best[0].score > 0.9 and best[1].score < 0
     assert sources(index.search("bbbb", 1, "both")) == ["bbbb"]
+
+
+def test_vectors_are_kept_and_only_what_changed_is_embedded_again(cache):
+    pytest.importorskip("faiss")
+    asked = "Which animal hunts mice?"
+    first = rag.Index(ANIMALS, Embedding(), progress=False).search(asked, 4, "vectors")
+    again = Embedding()
+    assert rag.Index(ANIMALS, again, progress=False).search(asked, 4, "vectors") == first
+    assert again.asked == [asked]
+    changed = Embedding()
+    rag.Index([*ANIMALS[:2], Chunk("fish", "Fish: Water", "It swims."), *ANIMALS[3:]], changed, progress=False)
+    assert changed.asked == ["Fish: Water. It swims."]
+    other = Embedding()
+    other.settings["cache_type_k"] = "q8_0"  # reads a little differently
+    rag.Index(ANIMALS, other, progress=False)
+    assert len(other.asked) == len(ANIMALS)
+    for file in cache.rglob("*.npy"):
+        file.write_bytes(file.read_bytes()[:-1])
+    damaged = Embedding()
+    assert rag.Index(ANIMALS, damaged, progress=False).search(asked, 4, "vectors") == first
+    assert len(damaged.asked) == len(ANIMALS) + 1
+
+
+def test_without_a_place_to_keep_them_vectors_are_made_anew(cache):
+    pytest.importorskip("faiss")
+    cache.write_text("a file where the folder should be")
+    for _ in range(2):
+        model = Embedding()
+        rag.Index(ANIMALS, model, progress=False)
+        assert len(model.asked) == len(ANIMALS)
 
 
 @pytest.mark.parametrize(

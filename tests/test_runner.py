@@ -1,6 +1,7 @@
 """`helpers.runner`: the guard, the child process and what it answers. Most tests load a model of 300 kB made here."""
 
 import contextlib
+import errno
 import gc
 import html
 import io
@@ -188,8 +189,9 @@ def test_the_guard_refuses_with_the_reason(tiny_file):
     assert isinstance(caught.value, MemoryError)
 
 
-def test_the_guard_weighs_what_the_formulas_do_not_know(tmp_path):
+def test_the_guard_weighs_what_the_formulas_do_not_know(tmp_path, monkeypatch):
     """Experts, and models in several files: every byte of the weights counts."""
+    monkeypatch.setattr(runner, "_held_bytes", lambda path: 10**9)  # the second is a hole in truth
     small = hardware.Machine.pretend("small", ram_available_bytes=300 * 1024**2)
     first = write_tiny(tmp_path / "big-00001-of-00002.gguf", architecture="qwen3moe")
     with (tmp_path / "big-00002-of-00002.gguf").open("wb") as file:
@@ -197,6 +199,68 @@ def test_the_guard_weighs_what_the_formulas_do_not_know(tmp_path):
     with pytest.raises(WontFit) as caught:
         runner.load(first, machine=small)
     assert caught.value.verdict.needed_bytes > 10**9
+
+
+def test_a_file_that_is_mostly_holes_is_refused(tmp_path):
+    """A good header, and a length that was only set: llama.cpp would read zeros for minutes."""
+    path = write_tiny(tmp_path / "holes.gguf")
+    n_bytes = path.stat().st_size
+    assert runner._held_bytes(path) == n_bytes
+    os.truncate(path, 2**40)
+    if runner._held_bytes(path) == 2**40:
+        pytest.skip("this file system does not tell holes")
+    assert n_bytes <= runner._held_bytes(path) < n_bytes + 2**20
+    with pytest.raises(LoadError, match=r"holes.gguf was not loaded: only .* KiB of its 1.0 TiB are on the disk"):
+        runner.load(path, progress=False)
+    os.truncate(path, 10)
+    assert runner._held_bytes(path) == 10
+
+
+def test_where_the_system_tells_no_holes_a_file_is_taken_for_whole(tiny_file, monkeypatch):
+    def cannot_tell(*_):
+        raise OSError(errno.EINVAL, "not on this file system")
+
+    n_bytes = tiny_file.stat().st_size
+    monkeypatch.setattr(runner, "MOST_EXTENTS", 0)  # torn into very many pieces
+    assert runner._held_bytes(tiny_file) == n_bytes
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "lseek", cannot_tell)
+    assert runner._held_bytes(tiny_file) == n_bytes
+    monkeypatch.delattr(os, "SEEK_HOLE")
+    assert runner._held_bytes(tiny_file) == n_bytes
+
+
+def test_a_load_without_progress_is_ended_and_so_is_one_after_ctrl_c(tiny_file, tmp_path, monkeypatch):
+    """The child lives and says nothing, as llama.cpp does while a file of zeros is mapped."""
+    (tmp_path / "says_nothing.py").write_text("import sys\nsys.stdin.read()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(runner, "CHILD", "says_nothing")
+    monkeypatch.setattr(runner, "SILENT_S", 0.1)
+    started, child = [], runner.Child
+    monkeypatch.setattr(runner, "Child", lambda *args, **more: started.append(child(*args, **more)) or started[-1])
+    with pytest.raises(
+        LoadError, match=r"tiny.gguf was not loaded: llama.cpp made no progress for \d s, so it was ended"
+    ):
+        runner.load(tiny_file, progress=False)
+
+    def ctrl_c(model, timeout):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.Model, "_receive", ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        runner.load(tiny_file, progress=False)
+    assert len(started) == 2 and not any(one.alive for one in started)
+
+
+def test_a_slow_disk_is_waited_for(tiny_file, tmp_path, monkeypatch):
+    """A stick that gives 1 MB/s: whatever the file holds may take its time, and each word begins it anew."""
+    waited = []
+    monkeypatch.setattr(
+        runner.Model, "_call", lambda self, request, progress, silent_s: waited.append(silent_s) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        runner.load(tiny_file, progress=False)
+    assert waited == [300 + tiny_file.stat().st_size / 1e6]
 
 
 def test_repacking_is_refused_where_it_crashes(tiny_file):
@@ -414,7 +478,7 @@ def test_many_small_batches_read_the_same_prompt(tiny_file):
 )
 def test_other_settings_load_and_answer(tiny_file, settings):
     with runner.load(tiny_file, n_ctx=256, **settings) as model:
-        assert model.ask("hello", max_tokens=3).answer_tokens
+        assert model.complete("hello", max_tokens=3, temperature=0).answer_tokens
         assert model.reserved.kv_bytes == pytest.approx(model.estimate.kv_bytes, abs=5300)  # printed as 0.01 MiB
 
 

@@ -391,6 +391,35 @@ def test_a_row_that_fails_is_kept_with_its_error(table):
     assert rows(done.path)[2]["answer"] == "too lo"
 
 
+def test_rows_with_an_error_are_asked_again_when_that_is_wanted(table):
+    """In their old places; what was right is not asked again, and Ctrl-C leaves the rest as it was."""
+    fails = ValueError("no room")
+    first = run(Stand("a", fails, "c", fails), table)
+    assert "2 with an error); retry=True asks those again" in str(first)
+    table.write_text(REVIEWS + "new,2\n", encoding="utf-8")
+    stopped = run(Stand("b", ("half", "cancelled")), table, retry=True)
+    assert (stopped.n_before, stopped.n_now, stopped.n_errors, stopped.finished) == (3, 1, 1, False)
+    assert [row["answer"] for row in rows(stopped.path)] == ["a", "b", "c", ""]
+    done = run(Stand("d", "e"), table, retry=True)
+    assert (done.n_before, done.n_now, done.n_errors) == (3, 2, 0) and done.finished
+    assert [row["answer"] for row in rows(done.path)] == ["a", "b", "c", "d", "e"]
+    assert [row["review"] for row in rows(done.path)] == [row["review"] for row in rows(table)]
+    assert sorted(path.name for path in table.parent.iterdir()) == ["in.csv", "out.csv", "out.csv.job"]
+
+
+def test_of_two_runs_on_one_output_the_second_is_refused(table):
+    class Meanwhile(Stand):
+        def ask(self, prompt, **options):
+            for again in (True, False):
+                with pytest.raises(WorkError, match="out.csv is being written by another run at this moment"):
+                    run(Stand(), table, retry=again)
+            run(Stand(), table, out="other.csv")
+            return super().ask(prompt, **options)
+
+    assert run(Meanwhile(), table).finished and rows(table.with_name("out.csv")) == rows(table.with_name("other.csv"))
+    assert run(Stand(), table).n_before == 4
+
+
 def test_a_schema_gives_a_bare_value_and_keeps_what_it_cannot_read(table):
     answers = [{"mood": "bad"}, '{"mood": "wild"}', {"mood": "good"}, ('{"mo', "length")]
     done = run(Stand(*answers), table, schema=work.fields(mood=["good", "bad"]))
@@ -426,6 +455,7 @@ def test_nothing_is_overwritten(table):
         run(Stand(), table, out="in.csv")
     with pytest.raises(WorkError, match="no batch began it"):
         run(Stand(), table, out="mine.csv")
+    assert not other.with_name("mine.csv.job").exists()
     assert other.read_text() == "a,b\n" and table.read_bytes() == REVIEWS.encode()
 
 
