@@ -29,8 +29,9 @@ print(f"helpers {helpers.__version__}, Python {sys.version.split()[0]}")
 # %% [markdown]
 # ## Predict
 #
-# How many GiB of memory can a program have on this computer right now? Write your guess in place of `____` and run the
-# cell. A prediction is written down and never marked: it is there so that you notice what surprises you.
+# How many GiB of memory can a program have on this computer right now? (A GiB is about a billion bytes.) Write your
+# guess in place of `____` and run the cell. A prediction is written down and never marked: it is there so that you
+# notice what surprises you.
 
 # %%
 guess = ____
@@ -61,8 +62,9 @@ check.outcome("00-free", machine.ram_available_bytes / units.GIB, unit="GiB")
 # %% [markdown]
 # ## Predict
 #
-# The kit brings a small model, SmolLM2 with 135 million weights, stored at about 5 bits each (a quantization called
-# Q4_1). How many MiB do its weights take?
+# The kit brings a small model, SmolLM2. It has 135 million **weights**, the numbers that it learned. They are stored in
+# fewer bits than they had once, here in about 6 bits each (a **quantization** called Q4_1). How many MiB, millions of
+# bytes, do they take?
 
 # %%
 guess = ____
@@ -71,7 +73,8 @@ check.predict("00-small", guess, unit="MiB")
 # %% [markdown]
 # ## Run
 #
-# `memory.estimate` adds up what a model needs. Its first argument is the model, its second the quantization.
+# `memory.estimate` adds up what a model needs. Its first argument is the model, its second the quantization; `n_ctx` is
+# how many tokens (pieces of words) a conversation may have.
 
 # %%
 small = models.get("smollm2-135m")
@@ -87,8 +90,8 @@ check.outcome("00-small", needs.weights_bytes / units.MIB, unit="MiB")
 # %% [markdown]
 # ## Why
 #
-# Weights are the largest part, but not the only one. The KV cache remembers the conversation, compute is scratch
-# paper, and the process is the program around the model. Lesson 07 takes this apart.
+# Weights are the largest part, but not the only one. The KV cache (kv) remembers the conversation, compute is scratch
+# paper, output the scores for the next token, and overhead is the program around the model. Lesson 07 takes this apart.
 
 # %% [markdown]
 # ## Try
@@ -104,14 +107,15 @@ panels.fit_panel(machine, model="qwen3-8b")
 # The same numbers without a panel, for those who see none:
 
 # %%
-for name, estimate, verdict in fit.ladder(models.get("qwen3-8b"), machine, n_ctx=8192):
+choices = fit.ladder(models.get("qwen3-8b"), machine, n_ctx=8192)
+for name, estimate, verdict in choices:
     print(f"{name:7} {units.show(estimate.total_bytes):>9}  {fit.SAYS[verdict.status]}")
 
 # %% [markdown]
 # ## How checks answer
 #
-# A check knows three answers. The next cell shows one of them for a wrong answer to this question: one billion weights
-# take 4 bits each; how many GB is that? The wrong answer is 4.
+# A check knows three answers: ○ not attempted, △ not yet, ✓ correct. The next cell shows the second, for a wrong answer
+# to this question: one billion weights take 4 bits each; how many GB is that? The wrong answer is 4.
 
 # %%
 right = units.bytes_from_bits(1_000_000_000, 4) / units.GB
@@ -137,23 +141,23 @@ check.number("00-billion", answer, expected, unit="GB", ideas=ideas, hints=hints
 # %% [markdown]
 # ## Exercise 2
 #
-# About your own machine: how many GiB does Qwen3 8B need in all at Q4_K_M and 8,192 tokens, by the table above or the
-# panel? One decimal is enough.
+# About your own machine: the list above begins with the largest quantization of Qwen3 8B. Which is the first that fits
+# here, tight or not? Write its name in quotes, or `"none"`.
 
 # %%
-own = memory.estimate(models.get("qwen3-8b"), "Q4_K_M", n_ctx=8192)
+fitting = [name for name, _, verdict in choices if verdict.status in ("fits", "tight")]
+largest = (fitting or ["none"])[0]
 # stub
 answer = ____
 # solution
-answer = round(own.total_bytes / units.GIB, 1)
+answer = largest
 # end solution
-expected, spare = own.total_bytes / units.GIB, machine.ram_available_bytes - own.total_bytes
-ideas = {
-    "only the weights, without the cache and the rest": own.weights_bytes / units.GIB,
-    "what stays free, not what is needed": spare / units.GIB,
-}
-hints = ("Read the line of Q4_K_M in the list above.", "The number stands before GiB.")
-check.number("00-need", answer, expected, unit="GiB", ideas=ideas, hints=hints)
+ideas = {name: f"{name} fits; its line says that it does not" for name, _, _ in choices}
+ideas |= {name: f"{name} is the first; a line further up fits too" for name in fitting}
+ideas |= {"none": "nothing fits; read the lines at the end of the list"}
+ideas.pop(largest)
+hints = ("Read the list from the top.", "Stop at the first line that says fits.")
+check.choice("00-largest", answer, largest, ideas=ideas, hints=hints)
 
 # %% [markdown]
 # ## Measure

@@ -31,8 +31,8 @@ print(f"helpers {helpers.__version__}, Python {sys.version.split()[0]}, numpy {n
 # %% [markdown]
 # ## Predict
 #
-# Eight weights, and 4 bits for each. With 4 bits we take the integers from -7 to 7. The largest weight, 0.70, shall
-# become 7. Which integer does 0.31 become?
+# Eight weights, and 4 bits for each. Of the 16 integers that 4 bits can tell apart we take 15, from -7 to 7, so that 0
+# is in the middle. The largest weight, 0.70, is to become 7. Which integer does 0.31 become?
 
 # %%
 row = np.array([0.31, -0.12, 0.07, -0.44, 0.25, 0.02, -0.29, 0.70])
@@ -70,10 +70,22 @@ HTML(figures_numbers.levels_html(row, by_hand))
 #
 # What is stored is 4 bits for each weight, and the scale once. What is lost is at most half a step, because no weight
 # is further from its nearest level. This is **quantization**; multiplying back is **dequantization**.
+#
+# Move the grid yourself. Set "Bits" to 2, and go up to 8. From which number on does 0.02 come back as something other
+# than 0? ("Limit" has its turn below.)
 
 # %%
-print("half a step:  ", round(by_hand.scale / 2, 4))
-print("largest error:", round(quant.error(row, by_hand.weights()).largest, 4))
+panels_numbers.clip_panel(row, bits=4)
+
+# %% [markdown]
+# The same without a panel:
+
+# %%
+for bits in (2, 3, 4, 5, 6, 8):
+    squeezed = quant.symmetric(row, bits)
+    largest, sixth = np.abs(squeezed.weights() - row).max(), squeezed.weights()[5]
+    grid = f"{len(squeezed.levels):3} levels, half a step {squeezed.scale / 2:.4f}"
+    print(f"{bits} bits: {grid}, largest error {largest:.4f}; 0.02 becomes {sixth:.4f}")
 
 # %% [markdown]
 # ## Predict
@@ -87,7 +99,8 @@ check.predict("02-eight", guess, unit="x")
 # %% [markdown]
 # ## Run
 #
-# SNR says how strong the weights are beside the error, in decibels: higher is better.
+# Two ways to say how large the errors are: rmse is their usual size (the root of the mean square), SNR says how strong
+# the weights are beside them, in decibels (dB): higher is better.
 
 # %%
 weights = np.random.default_rng(0).normal(0, 0.02, 1024)
@@ -101,7 +114,7 @@ check.outcome("02-eight", lost[4].rmse / lost[8].rmse, unit="x")
 # ## Why
 #
 # 4 bits have levels up to 7, 8 bits up to 127. The steps are 127 / 7 times as fine, and so is the error. Each further
-# bit halves the step, which is worth about 6 dB.
+# bit about halves the step, which is worth 6 dB, or a little more where there are few levels.
 #
 # ## When the weights are not around zero
 #
@@ -118,9 +131,13 @@ for name, squeezed in (
     print("  integers", squeezed.integers)
     print("  largest error", round(quant.error(high, squeezed.weights()).largest, 3))
 
+# %% [markdown]
+# Above with a scale alone, below with scale and offset:
+
 # %%
-shifted = quant.asymmetric(high, bits=4)
-HTML(figures_numbers.levels_html(high, shifted, names=("weights", "16 levels")))
+straight, shifted = quant.symmetric(high, bits=4), quant.asymmetric(high, bits=4)
+above = figures_numbers.levels_svg(high, straight, names=("weights", "15 levels"))
+HTML(above + figures_numbers.levels_html(high, shifted, names=("weights", "16 levels")))
 
 # %% [markdown]
 # The price is one more number to keep, the offset, and that zero is no longer a level of its own. Most weights of a
@@ -142,11 +159,19 @@ check.predict("02-outlier", guess, unit="%")
 spoilt = weights.copy()
 spoilt[0] = 1.0
 zeros = {}
-for name, row in (("without", weights), ("with", spoilt)):
-    others = quant.symmetric(row, bits=4).weights()[1:]
+for name, thousand in (("without", weights), ("with", spoilt)):
+    others = quant.symmetric(thousand, bits=4).weights()[1:]
     zeros[name] = 100 * (others == 0).mean()
     print(f"{name} the outlier: {zeros[name]:.1f} % come back as 0")
 check.outcome("02-outlier", zeros["with"], unit="%")
+
+# %% [markdown]
+# ## See
+#
+# The outlier and seven of the others. There is a level for the outlier at the right end, and one for all the rest.
+
+# %%
+HTML(figures_numbers.levels_html(spoilt[:8], quant.symmetric(spoilt[:8], bits=4)))
 
 # %% [markdown]
 # ## Why
@@ -198,9 +223,11 @@ ideas = {
     "8 steps above zero; here the integers end at 7": 3.5 / 8,
     "the asymmetric scale, the whole span over 15 steps": (3.5 + 2.1) / 15,
     "the smallest weight instead of the one of the largest size": 2.1 / 7,
+    "the whole span, over 14 steps": (3.5 + 2.1) / 14,
+    "upside down: how many steps make 1": 7 / 3.5,
 }
 hints = ("Which weight has the largest size?", "It becomes 7: what is one step worth?")
-check.number("02-scale", answer, expected, ideas=ideas, hints=hints)
+check.number("02-scale", answer, expected, "a step", ideas=ideas, hints=hints)
 
 # %% [markdown]
 # ## Exercise 2
@@ -225,8 +252,8 @@ check.choice("02-way", answer, best, ideas=ideas, hints=hints)
 # %% [markdown]
 # ## Exercise 3
 #
-# About your own machine: a model of 8 billion weights shall fit into the memory that is free on it now. How many bits
-# may each weight have at most? A fraction is fine.
+# About your own machine: the weights of a model, 8 billion of them, are to fit into the memory that is free now. How
+# many bits may each have at most? A fraction is fine.
 
 # %%
 free_bytes = hardware.detect().ram_available_bytes
@@ -236,7 +263,7 @@ answer = ____
 # solution
 answer = free_bytes * 8 / 8_000_000_000
 # end solution
-expected = units.bits_per_weight(free_bytes, 8 * units.GB)
+expected = units.bits_per_weight(free_bytes, 8_000_000_000)
 ideas = {"one weight instead of 8 billion": free_bytes * 8}
 hints = ("How many bits are free? A byte has 8.", "Share them among 8 billion weights.")
 check.number("02-own", answer, expected, unit="bits", ideas=ideas, hints=hints)
@@ -264,6 +291,6 @@ for bits in (8, 6, 4, 3, 2):
 # - You told rounding error from clipping error.
 # - You showed how a single outlier ruins a scale.
 #
-# Words: quantization, dequantization, scale ([glossary](../lessons/glossary.md)).
+# Words: quantization, dequantization, scale, offset, outlier ([glossary](../lessons/glossary.md)).
 #
 # Next: [Blocks](03_blocks.ipynb)

@@ -274,8 +274,9 @@ answer = ____
 # solution
 answer = largest
 # end solution
-others = [name for name in names if name != largest]
-ideas = {name: f"{name} is it, with {units.show(sizes[name])}" for name in others}
+ideas = {name: f"nothing larger than {name} goes in" for name in names}
+ideas |= {n: f"{units.show(sizes[n])} go into what is free" for n in names if sizes[n] > free}
+del ideas[largest]
 hints = ("print(sizes) shows the bytes.", "The output begins with what is free.")
 check.choice("04-own", answer, largest, ideas=ideas, hints=hints)
 

@@ -16,8 +16,9 @@
 #
 # Which five parts does a model need memory for? (Lesson 07: weights, KV cache, compute, output and the process.)
 #
-# Almost every cell of this lesson needs llama-cpp-python and the model that comes with the kit. Where these are
-# missing, `python start.py` installs them.
+# Almost every cell of this lesson needs llama-cpp-python and the model that comes with the kit; `python3 start.py`
+# installs both. Where one is missing such a cell ends in red, and the last line of the first red one says what is
+# missing. "Run All" stops there: run the cells below it one by one. Predictions and exercises work all the same.
 
 # %%
 import sys
@@ -111,8 +112,9 @@ check.outcome("08-template", len(tokens), unit="tokens")
 # %% [markdown]
 # ## Predict
 #
-# The same question three times, once with temperature 0 and once with temperature 1.5. How many *different* answers do
-# you expect in the first three?
+# **Temperature** is a setting between 0 and about 2: how much chance there is in the choice of the next word. The same
+# question is asked three times at temperature 0, then three times at 1.5. How many *different* answers will the first
+# three be?
 
 # %%
 guess = ____
@@ -167,7 +169,7 @@ print(model.chat_prompt([pirate, {"role": "user", "content": "Hello"}]))
 #
 # Three numbers for one model. *Predicted* is the formula. *Reserved* is what llama.cpp said it set aside when it loaded
 # the model. *Resident* is what the process really holds in memory now, as the system counts it, in two parts: pages of
-# the model's file, which the system may drop and read again, and everything else.
+# files (the model's, and a little of the program's), which the system may drop and read again, and everything else.
 
 # %% tags=["model"]
 held = model.memory()
@@ -224,12 +226,14 @@ check.choice("08-dropped", answer, "weights", ideas=ideas, hints=hints, why=why)
 # %% [markdown]
 # ## Exercise 3
 #
-# About your own machine: 30 learners want this model at once on this computer, each with a process of their own. How
-# many fit into the memory that is free, if each needs what was predicted? Write a whole number.
+# About your own machine: a class shares this computer, and each learner loads this model into a process of their own.
+# How many learners fit into the memory that is free, if each needs what was predicted? The cell prints both numbers
+# when you run it; write a whole number.
 
 # %%
 machine, small = hardware.detect(), models.get("smollm2-135m")
 one = memory.estimate(small, "Q4_1", n_ctx=2048, n_outputs_max=1)
+print(f"free {machine.ram_available_bytes:,} bytes, one needs {one.total_bytes:,} bytes")
 # stub
 answer = ____
 # solution
@@ -261,4 +265,4 @@ model
 #
 # Words: token, chat template, temperature, top-p, resident memory, mmap ([glossary](../lessons/glossary.md)).
 #
-# Back to the start: [Start here](00_start_here.ipynb). Next: [Size or quality](09_size_or_quality.ipynb)
+# Next: [Size or quality](09_size_or_quality.ipynb)

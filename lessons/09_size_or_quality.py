@@ -14,11 +14,12 @@
 #
 # ## Do you remember?
 #
-# Q2_K stores a weight in 2.625 bits. How many bits a weight has the "Q2_K" file of SmolLM2? (Lesson 03: more than 5,
-# because most of its rows are too short for super-blocks, so that llama.cpp takes another type.)
+# Q2_K stores a weight in 2.625 bits. How many bits does the "Q2_K" file of SmolLM2 take for a weight? (Lesson 03: more
+# than 5, because most of its rows are too short for super-blocks, so that llama.cpp takes another type.)
 #
-# Cells that measure need llama-cpp-python and the packaged model. Where these are missing, a run that was recorded on
-# another machine takes their place, and says so.
+# Cells that measure need llama-cpp-python and the packaged model. Where one is missing, such a cell ends in red, and
+# its last line says what is missing; a run that was recorded on another machine takes its place. Run the cells below
+# one by one ("Run All" stops at a red one).
 
 # %%
 import json
@@ -185,8 +186,9 @@ HTML(figures_quality.loss_html(found, beside, front=front, reference=found.refer
 #
 # ## Why
 #
-# Look at IQ3_XS. Here it is as large as Q2_K and by far the worse. Among the published points (Llama 3 8B) it is the
-# other way round. Three things differ, and which one does it cannot be told from these numbers:
+# Look at IQ3_XS. Here it is as large as Q2_K and by far the worse. Among the published points (Llama 3 8B) it is a
+# little larger than Q2_K and by far the better. Three things differ, and which one does it cannot be told from these
+# numbers:
 #
 # - On this model neither is what its name says: both have 5.1 bits, because llama.cpp took other types for most of the
 #   tensors.
@@ -214,9 +216,9 @@ print(f"KL divergence of Q6_K: {row.kld_mean:.4f} ± {row.kld_mean_error:.4f}: f
 print(f"ln of the ratio, word by word: {row.ln_ratio:.4f} ± {row.ln_ratio_error:.4f}")
 
 # %% [markdown]
-# But for IQ3_XS each bar overlaps its neighbour's. Who puts files in an order by such perplexities orders luck. Why is
-# KL divergence so much sharper, on the same few words? Because both models read the *same* words: a hard word is hard
-# for both, and drops out. That is also true of the last line, which compares the surprise word by word.
+# Apart from IQ3_XS, each bar overlaps its neighbour's: whoever puts files in an order by such bars trusts to luck. Why
+# is KL divergence so much sharper, on the same few words? Because both models read the *same* words: a hard word is
+# hard for both, and drops out. That is also true of the last line, which compares the surprise word by word.
 #
 # ## Predict
 #
@@ -354,7 +356,7 @@ best, smallest = min(fits, key=losses.get), min(fits, key=lambda q: needs[q].tot
 ideas = {
     "one without a published loss can be compared": lambda a: a not in losses,
     "the least loss, whether it fits or not": lambda a: a not in fits,
-    "the smallest is best, though a better one fits": lambda a: a == smallest != best,
+    "any that fits will do, though another one loses less": lambda a: a in fits,
 }
 samples = dict(zip(ideas, ("F32", "F16", smallest), strict=True))
 hints = ("Leave out what does not fit.", "Of the rest, which loss is the least?")
@@ -377,8 +379,9 @@ real = found["Q4_0"].file_bytes
 print(f"Q4_0, file / estimate = {real / estimate['Q4_0']:.5f} ({found['Q4_0'].source})")
 
 # %% [markdown]
-# On this model "three bits" are more than "four". Does it at least lose less? (Where this was written: 0.415, and Q4_0
-# 0.331. It is larger and worse, so never on the front.)
+# On this model "three bits" take more room than "four": Q3_K_M gives some roles more bits, and where rows are too short
+# for its types llama.cpp takes larger ones. Does the larger file lose less? (Where this was written: yes, 0.176, and
+# Q4_0 0.331. Neither beats the other, so both are on the front.)
 
 # %% tags=["model"]
 new = quality.requantize(path, "Q3_K_M", out=Path(folder.name, "Q3_K_M.gguf"))

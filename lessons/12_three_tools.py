@@ -17,8 +17,9 @@
 #
 # What are the three parts of a GGUF file? (Lesson 04: metadata, the list of tensors, their data.)
 #
-# This lesson works with whichever of the three tools are here, none included. It needs the model that comes with the
-# kit for some cells; `python start.py` installs it. How to get the tools stands at the end.
+# This lesson works with whichever of the three tools are here, even with none. Some cells need llama-cpp-python and the
+# model that comes with the kit; `python3 start.py` installs both. Where one is missing such a cell ends in red: go on
+# with the next one. How to get the tools stands at the end.
 
 # %%
 import sys
@@ -83,7 +84,7 @@ from helpers import download
 folder = tempfile.TemporaryDirectory()
 manifest = stores.lay_out(download.default_model(), folder.name, "smollm2:135m")
 print(manifest.relative_to(folder.name))
-print(manifest.read_text())
+print(manifest.read_text(encoding="utf-8"))
 for blob in Path(folder.name, "blobs").iterdir():
     print(blob.name, units.show(blob.stat().st_size))
 
@@ -140,8 +141,9 @@ check.outcome("12-default", large / small, unit="times")
 # The engine is the same, the defaults are not. "It runs in Ollama but not in llama-server", or "Ollama forgets the
 # beginning of my text", is nearly always one of these lines:
 #
-# - *Context.* Ollama: 4,096 tokens (32,768 from 24 GiB of video memory on). LM Studio: 4,096 in reports of its users;
-#   its window shows and changes it. llama-server: the model's own, or less where that does not fit.
+# - *Context.* Ollama: 4,096 tokens (32,768 from 24 GiB of video memory on, 262,144 from 48 GiB on). LM Studio: 4,096 in
+#   reports of its users; its window shows and changes it. llama-server: the model's own, or less where that does not
+#   fit.
 # - *Quantization.* Ollama's short tags mean one chosen for you, often Q4_K_M, older ones Q4_0, `smollm2:1.7b` Q8_0.
 #   LM Studio and llama-server run the file that you pick.
 # - *Questions at once.* Ollama: 1. LM Studio and llama-server: 4, in slots.
@@ -169,8 +171,8 @@ if not running:
     print("No server of models runs here. The lesson goes on with the kit's own runner.")
 
 # %% [markdown]
-# A server that does not run, or does not do what it should, says so in one sentence. The next cell
-# is meant to fail: nothing listens at port 9.
+# When a server does not run, or does not do what it should, the kit says so in one sentence: the last line of the red
+# text. The next cell is meant to fail: nothing listens at port 9.
 
 # %% tags=["fails"]
 servers.ask("http://127.0.0.1:9", "Are you there?")
@@ -182,12 +184,13 @@ servers.ask("http://127.0.0.1:9", "Are you there?")
 # figure stands beside it. From a server with several models the one is taken that is loaded, or else the smallest.
 
 # %% tags=["model"]
-from helpers import runner
+from helpers import ports, runner
 
 asked = [runner.load(download.default_model(), n_ctx=2048)]
 for server in running:
-    offered = min(server.models(), key=lambda model: (not model.loaded, model.size_bytes))
-    asked.append((server, offered.name))
+    known = [model for model in server.models() if model.note != ports.FOR_EMBEDDINGS]
+    known.sort(key=lambda model: (not model.loaded, model.size_bytes))
+    asked.append((server, known[0].name if known else None))
 question = "What is a computer? Answer in one sentence."
 replies = servers.compare(asked, question, max_tokens=48, temperature=0)
 for reply in replies:

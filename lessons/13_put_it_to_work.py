@@ -18,8 +18,8 @@
 # The same question, three times, at temperature 0: how many different answers? (Lesson 08: one.) Work needs that: all
 # of this lesson runs at temperature 0.
 #
-# Most cells need llama-cpp-python and the model that comes with the kit. Where these are missing, read on: the results
-# are described.
+# Most cells need llama-cpp-python and the model that comes with the kit. Where one is missing such a cell ends in red:
+# read on, the results are described, and run the cells without the model one by one ("Run All" stops at a red one).
 
 # %%
 import csv
@@ -122,7 +122,8 @@ check.outcome("13-calls", right, unit="questions")
 # ## Why
 #
 # The grammar offered two names, so the model had to write one of them, for Hamlet too. Every choice looks deliberate.
-# `may_refuse=True` also offers "none"; then a model of this size refuses questions that it could have answered. Try it.
+# `may_refuse=True` also offers "none". Try it: where this was written the model then refused Hamlet, but also "Is it
+# raining in Paris?", which it could have answered.
 #
 # Look at the words after the sum. The function returned 42; what the model says about it may be another number. The
 # call was computed, the words were guessed: **take the result of the call, not the words.**
@@ -147,8 +148,8 @@ check.predict("13-vectors", guess, unit="percent")
 # %% [markdown]
 # ## Run
 #
-# The model reads every paragraph once (20 seconds or so). Then questions whose right lesson is known are asked in three
-# ways; "random" is what luck would find.
+# The model reads every paragraph once (20 seconds or so; then its vectors are kept). Then questions whose right lesson
+# is known are asked in three ways, by words, by vectors and by both together; "random" is what luck would find.
 
 # %% tags=["model"]
 names = ("05_context", "06_your_machine", "08_load_and_ask")
@@ -228,7 +229,8 @@ for k in (1, 3, 12):
 # ## Measure
 #
 # The commonest job of all: one question for every row of a table. Here are eight reviews, each with what a person says
-# about it, and the model's opinion beside it.
+# about it; the model's opinion comes beside it. Two small files, `13_reviews.csv` and `13_moods.csv`, are written
+# beside this notebook.
 
 # %%
 reviews = """The soup was cold and the waiter was rude.,bad
@@ -326,6 +328,8 @@ speeds = (read_speed, write_speed)
 expected = work.batch_seconds(n_rows, words_in * 4 / 3, words_out * 4 / 3, *speeds) / 60
 words_only = work.batch_seconds(n_rows, words_in, words_out, *speeds) / 60
 ideas = {"words instead of tokens": words_only, "seconds instead of minutes": expected * 60}
+no_reading = work.batch_seconds(n_rows, 0, words_out * 4 / 3, *speeds) / 60
+ideas |= {"the reading forgotten": no_reading, "the writing forgotten": expected - no_reading}
 hints = ("Each row is read, then answered.", "Tokens / speed, twice, times the rows, / 60.")
 check.number("13-own", answer, expected, unit="min", tolerance=0.03, ideas=ideas, hints=hints)
 

@@ -19,6 +19,7 @@
 
 # %%
 import sys
+import textwrap
 
 import helpers
 from helpers import check, figures, fit, hardware, memory, models, panels, report, speed, units
@@ -96,8 +97,8 @@ check.number("14-tokens", answer, expected, "tokens", ideas=ideas, hints=hints)
 # %% [markdown]
 # ## Your need
 #
-# Fill in your own. `use` is one of the words that the next cell prints; `n_ctx` is your context in tokens. What stays
-# open is taken as chat with 8,192 tokens.
+# Run the cell once: it prints the words for `use`. Then fill in your own, such as `use = "code"`; `n_ctx` is your
+# context in tokens. What stays open is taken as chat with 8,192 tokens.
 
 # %%
 use = ____
@@ -118,7 +119,7 @@ if not proposed:
     proposed = fit.recommend(machine, "chat", n_ctx=2048)
 n_ctx = proposed[0].estimate.settings["n_ctx"]
 for choice in proposed:
-    print(choice)
+    print(textwrap.fill(str(choice), 100, subsequent_indent="    "))
 
 # %% [markdown]
 # ## Try
@@ -152,6 +153,7 @@ answer = 100_000 / 10 / 60 / 60
 day = report.Cost(price_per_million=0, tokens_per_day=100_000, tokens_per_second=10)
 ideas = {"minutes, not hours": 60 * day.hours_per_day}
 ideas["the speed forgotten: one token each second"] = 10 * day.hours_per_day
+ideas["seconds, not hours"] = 60 * 60 * day.hours_per_day
 hints = ("How many seconds is that?", "An hour has 3,600 seconds.")
 check.number("14-hours", answer, day.hours_per_day, "hours", ideas=ideas, hints=hints)
 
@@ -169,7 +171,7 @@ def needed(answer):
 
 
 def made_for(answer):
-    return answer[2] <= models.get(answer[0]).n_ctx_train
+    return len(answer) == 3 and answer[2] <= models.get(answer[0]).n_ctx_train
 
 
 def fits(answer):
@@ -183,10 +185,11 @@ answer = (____, ____, ____)
 answer = (proposed[0].spec.name, proposed[0].quantization, n_ctx)
 # end solution
 ideas = {
+    "a choice is complete without its context": lambda a: len(a) != 3,
     "any context will do, whatever the model was trained for": lambda a: not made_for(a),
     "what is a little too large or tight will do": lambda a: not fits(a),
 }
-tries = ("tinyllama-1.1b", "Q4_0", 32768), ("gpt-3-175b", "F32", 2048)
+tries = ("qwen3-4b", "Q4_K_M"), ("tinyllama-1.1b", "Q4_0", 32768), ("gpt-3-175b", "F32", 2048)
 rest = dict(zip(ideas, tries, strict=True)), ("Take one that was proposed.",)
 done = check.true("14-decision", answer, lambda a: made_for(a) and fits(a), ideas, *rest)
 done
@@ -239,10 +242,10 @@ print(f"predicted / measured = {ratio:.2f}")
 seen["SmolLM2 135M, memory predicted / measured"] = f"{ratio:.2f}"
 
 # %% [markdown]
-# How fast would your model write? Three answers, from careless to careful. The *ceiling* (lesson 06): each token reads
-# all active weights, and memory is only so fast. The *formula* (lesson 10): the same and what the cores add, as a band.
-# The *rule*: time grows with the bytes, from the small model that was measured. The next cell measures what the formula
-# needs; without it, the formula takes its figures from a table, and its band is wider.
+# How fast would your model write? Three answers. The *ceiling* (lesson 06): each token reads all active weights, and
+# memory is only so fast. The *formula* (lesson 10): the same and what the cores add, as a band. The *rule*: time grows
+# with the bytes, from the small model that was measured. The next cell measures what the formula needs; without it, the
+# formula takes its figures from a table, and its band is wider.
 
 # %% tags=["model"]
 here = speed.calibrate()
@@ -261,6 +264,9 @@ if measured:
 print("\n".join(f"{words}: {value}" for words, value in known.items()))
 
 # %% [markdown]
+# Too slow for what you want? Then go back to Exercise 3, choose a smaller model or one with few *active* weights, and
+# run the cells from there again. Memory says what can run, speed says what is of use.
+#
 # And what does your quantization cost (lesson 09)? Published for Llama 3 8B, where somebody did; and measured here, on
 # SmolLM2 (without llama-cpp-python skip the second cell). Neither is your model: take them as an order among
 # quantizations, not as its loss.

@@ -89,7 +89,7 @@ HTML(figures.compare_table_html(columns))
 # %% [markdown]
 # ## What the cache costs
 #
-# Fewer bits for the cache make it smaller. The other parts stay as they are.
+# Fewer bits for the cache make it smaller. The other parts hardly change.
 
 # %%
 for cache in ("f16", "q8_0", "q4_0"):
