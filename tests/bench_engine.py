@@ -6,34 +6,29 @@ Run: python tests/bench_engine.py [--runs 200]
 import argparse
 import dataclasses
 import itertools
-import math
-import statistics
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a clone that is not installed
 
+from quoted import quote, spread
+
 from helpers import engine, formats, memory, models
 
 
 def timed(act, runs):
-    """Seconds of each of `runs` calls, sorted; `act` gets the number of the run."""
+    """Seconds of each of `runs` calls; `act` gets the number of the run."""
     found = []
     for run in range(runs):
         began = time.perf_counter()
         act(run)
         found.append(time.perf_counter() - began)
-    return sorted(found)
+    return found
 
 
 def line(who, times):
-    p95 = times[math.ceil(0.95 * len(times)) - 1]
-    shown = "  ".join(
-        f"{name} {1000 * t:9.3f} ms"
-        for name, t in (("median", statistics.median(times)), ("p95", p95), ("max", times[-1]))
-    )
-    print(f"{who:<58} n {len(times):4}  {shown}")
+    quote(who, *spread(times, 1000), unit="ms")
 
 
 def first_reserve(_):
@@ -86,7 +81,8 @@ def whole_catalogue():
     contexts = [step * 2**power for power in range(10) for step in (256, 384)]
     began = time.process_time()
     totals = memory.grid(specs, list(formats.QUANTIZATIONS)[:30], contexts, ("f16", "q8_0", "q4_0"))
-    print(f"memory.grid: {len(totals):,} estimates in {time.process_time() - began:.2f} s of one core, nothing cached")
+    seconds = time.process_time() - began
+    quote("memory.grid, nothing cached: all its estimates, on one core", len(totals), seconds, unit="s")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Run: python tests/bench_gguf.py [--runs 200] [--peer-runs 5]
 
 import argparse
 import importlib.util
-import math
 import statistics
 import sys
 import tempfile
@@ -13,6 +12,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a clone that is not installed
+
+from quoted import quote, spread
 
 
 def seconds(act, runs):
@@ -22,13 +23,7 @@ def seconds(act, runs):
         began = time.perf_counter()
         act()
         found.append(time.perf_counter() - began)
-    return sorted(found)
-
-
-def line(who, times):
-    p95 = times[math.ceil(0.95 * len(times)) - 1]
-    shown = "  ".join(f"{name} {1000 * t:9.2f} ms" for name, t in (("median", statistics.median(times)), ("p95", p95)))
-    print(f"  {who:<14} n {len(times):4}  {shown}  max {1000 * times[-1]:9.2f} ms")
+    return found
 
 
 def compare(name, path, runs, peer_runs):
@@ -40,10 +35,10 @@ def compare(name, path, runs, peer_runs):
     tokens = len(header.metadata["tokenizer.ggml.tokens"])
     print(f"{name}: {tokens:,} tokens, {len(header.tensors)} tensors, header of {header.data_offset:,} bytes")
     ours = seconds(lambda: read_header(path), runs)
-    line("helpers.gguf", ours)
+    quote(f"reading a header of {tokens:,} tokens, helpers.gguf", *spread(ours, 1000), unit="ms")
     if peer_runs:
         theirs = seconds(lambda: gguf.GGUFReader(path), peer_runs)
-        line("gguf package", theirs)
+        quote(f"reading a header of {tokens:,} tokens, gguf package", *spread(theirs, 1000), unit="ms")
         print(f"  ratio of the medians: {statistics.median(theirs) / statistics.median(ours):,.0f}")
 
 

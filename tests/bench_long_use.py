@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import harm
 import test_long_use
+from quoted import quote
 
 
 def main():
@@ -24,6 +25,7 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=default)
     chosen = parser.parse_args()
     print(f"{'':24}{'seconds':>8}{'anonymous MiB':>15}{'resident MiB':>14}{'files':>7}{'threads':>9}")
+    held = []
     with tempfile.TemporaryDirectory() as folder, harm.notebook(Path(folder)) as kernel:
         kernel.run(test_long_use.SETUP + test_long_use.USE)
         cells = [("60 moves", "move(60)"), ("5 questions", "ask(5)")]
@@ -38,6 +40,9 @@ def main():
             anonymous, resident, files, threads = json.loads(kernel.run("print(held())"))
             memory = f"{anonymous / 2**20:15.1f}{resident / 2**20:14.1f}"
             print(f"{name:24}{seconds:8.1f}{memory}{files:7}{threads:9}", flush=True)
+            held.append(anonymous)
+    n = chosen.rounds * (chosen.moves + chosen.questions)
+    quote("anonymous memory added by moves of sliders and questions", n, (held[-1] - held[1]) / 2**20, unit="MiB")
 
 
 if __name__ == "__main__":

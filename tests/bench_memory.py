@@ -5,13 +5,12 @@ Run: python tests/bench_memory.py [--random 60]
 
 import argparse
 import itertools
-import math
-import statistics
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a clone that is not installed
 
+from quoted import quote, spread
 from shapes import CONTEXTS, grid, random_cases
 
 from helpers import engine, formats, memory, models, units
@@ -63,13 +62,12 @@ def ask(cases):
 
 
 def errors(answers, part):
-    return sorted(abs(getattr(ours, part) / getattr(theirs, part) - 1) for _, ours, theirs in answers)
+    return [abs(getattr(ours, part) / getattr(theirs, part) - 1) for _, ours, theirs in answers]
 
 
 def line(who, found):
-    p95 = found[math.ceil(0.95 * len(found)) - 1]
-    shown = f"median {100 * statistics.median(found):9.4f} %  p95 {100 * p95:9.4f} %  max {100 * found[-1]:9.4f} %"
-    print(f"    {who:<26} n {len(found):4}  {shown}")
+    n, *shown = spread(found, 100)
+    print(f"    {who:<26} n {n:4}  median {shown[0]:9.4f} %  p95 {shown[1]:9.4f} %  max {shown[2]:9.4f} %")
 
 
 def family_of(spec):
@@ -82,7 +80,7 @@ def table(title, answers):
         print(f"  {'total (reserved)' if part == 'reserved_bytes' else part.removesuffix('_bytes')}")
         for family in sorted({family_of(spec) for spec, _, _ in answers}):
             line(family, errors([answer for answer in answers if family_of(answer[0]) == family], part))
-        line("all", errors(answers, part))
+        quote(f"{title.lower()}, {part.removesuffix('_bytes')}: error", *spread(errors(answers, part), 100), unit="%")
     for part, prints in (
         ("kv_bytes", 4),
         ("compute_bytes", 1),
@@ -97,8 +95,8 @@ def rules(answers):
     print("\nRules of thumb on the same cases: error against the engine's total")
     for name, rule in RULES.items():
         said = [(rule(spec, ours.weights_bytes), theirs.reserved_bytes) for spec, ours, theirs in answers]
-        line(name, sorted(abs(rule_bytes / n_bytes - 1) for rule_bytes, n_bytes in said))
-    line("this formula", errors(answers, "reserved_bytes"))
+        found = [abs(rule_bytes / n_bytes - 1) for rule_bytes, n_bytes in said]
+        quote(f"catalogue, reserved by {name}: error", *spread(found, 100), unit="%")
 
 
 def main():

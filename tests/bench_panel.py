@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import lab
+from quoted import quote, spread
 
 sys.path.insert(0, str(lab.ROOT))
 
@@ -80,12 +81,11 @@ def main():
     if reason:
         sys.exit(f"Nothing to measure: {reason}.")
     print(machine_line())
-    print(f"{'slider keydown -> repainted page, ms':<46}{'n':>5}{'median':>9}{'p95':>9}{'max':>9}", flush=True)
     for panel in PANELS if options.panel == "all" else [options.panel]:
         if panel != "fit":
             measure_panel(panel, options)
             continue
-        for name, as_learners in (("server as start.py sets it up", True), ("server without its configuration", False)):
+        for name, as_learners in (("as start.py sets it up", True), ("without configuration", False)):
             if as_learners or not options.no_plain:
                 measure(name, as_learners, options)
 
@@ -95,8 +95,8 @@ def measure(name, as_learners, options):
         lab.write_notebook(Path(folder) / "bench.ipynb", SETUP, PANELS["fit"][0])
         with lab.server(folder, as_learners=as_learners) as server, lab.chromium(server) as tab:
             open_panel(tab)
-            print(line(f"{name}, new choices", new_choices(tab, options.steps)))
-            print(line(f"{name}, known choices", known_choices(tab, options.steps)), flush=True)
+            line(f"{name}, new choices", new_choices(tab, options.steps))
+            line(f"{name}, known choices", known_choices(tab, options.steps))
             if as_learners:
                 report_drag(tab, options.drag_seconds)
                 report_page(tab)
@@ -115,7 +115,7 @@ def measure_panel(panel, options):
             settle(tab)
             way = min(options.steps // 2, 15)  # there and back, as often as there are steps left
             keys = [*["ArrowRight"] * way, *["ArrowLeft"] * way] * -(-options.steps // (2 * way))
-            print(line(f"{panel}_panel, slider {slider!r}", press(tab, keys[: options.steps], slider)), flush=True)
+            line(f"{panel}_panel, slider {slider!r}", press(tab, keys[: options.steps], slider))
             report_page(tab)
 
 
@@ -220,9 +220,7 @@ def expected(n_ctx):
 
 
 def line(name, steps):
-    times = sorted(step["paint"] for step in steps)
-    p95 = times[min(round(0.95 * len(times)), len(times) - 1)]
-    return f"{name:<46}{len(times):>5}{times[len(times) // 2]:>9.1f}{p95:>9.1f}{times[-1]:>9.1f}"
+    quote(f"key to repainted page, {name}", *spread([step["paint"] for step in steps]), unit="ms")
 
 
 def machine_line():

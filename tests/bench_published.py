@@ -12,11 +12,12 @@ import argparse
 import csv
 import functools
 import json
-import math
 import statistics
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from quoted import quote, spread
 
 from helpers import memory, mixes, models, units
 from helpers.architectures import ModelSpec
@@ -236,19 +237,13 @@ def name_of(row):
     return " ".join(filter(None, words))
 
 
-def percentile(errors, share):
-    return sorted(errors)[math.ceil(share * len(errors)) - 1]
-
-
 def line(title, cases, verbose, count_exact=False, in_bytes=False):
-    errors = [case.error for case in cases]
-    median, p95, most = (100 * value for value in (statistics.median(errors), percentile(errors, 0.95), max(errors)))
-    text = f"  {title:<44} n {len(cases):4}  median {median:8.4f} %  p95 {p95:8.4f} %  max {most:8.4f} %"
+    unit = "%"
     if count_exact:
-        text += f"  exact {sum(case.exact for case in cases)} of {len(cases)}"
+        unit += f"  exact {sum(case.exact for case in cases)} of {len(cases)}"
     if in_bytes:
-        text += f"  median {statistics.median(abs(case.ours - case.theirs) for case in cases):,.0f} B"
-    print(text)
+        unit += f"  median {statistics.median(abs(case.ours - case.theirs) for case in cases):,.0f} B"
+    quote(title, *spread((case.error for case in cases), 100), unit=unit)
     if verbose:
         for case in sorted(cases, key=lambda case: -case.error):
             sign = "=" if case.exact else " "
@@ -282,16 +277,16 @@ def main():
     verbose = parser.parse_args().verbose
 
     print("Weights against the exact bytes of published files")
-    groups = ((True, "models of the catalogue"), (False, "other models, by their shape"), (None, "all"))
+    groups = ((True, "models of the catalogue"), (False, "other models, by their shape"), (None, "any model"))
     for catalogue, whose in groups:
-        line(f"{whose}: tensors alone", file_cases(catalogue, header=False), verbose)
-        line(f"{whose}: with the header", file_cases(catalogue, header=True), verbose, in_bytes=True)
+        line(f"files of {whose}: tensors alone", file_cases(catalogue, header=False), verbose)
+        line(f"files of {whose}: with the header", file_cases(catalogue, header=True), verbose, in_bytes=True)
     left_out(left_out_files(), verbose)
 
     print("\nKey-value cache against llama.cpp's prints")
-    line("llama.cpp and programs built on it", kv_cases(), verbose, count_exact=True)
+    line("KV cache, llama.cpp and programs built on it", kv_cases(), verbose, count_exact=True)
     left_out(left_out_loads("kv"), verbose)
-    line(f"a fork ({FORK})", kv_cases(fork=True), verbose, count_exact=True)
+    line(f"KV cache, a fork ({FORK})", kv_cases(fork=True), verbose, count_exact=True)
     left_out(left_out_loads("kv", fork=True), verbose)
 
     print("\nEach device (no GPU was present here: these are other people's)")
@@ -299,7 +294,8 @@ def main():
         line(f"weights {where}", device_cases("weights", gpu), verbose, count_exact=True)
     for whose, fork in (("", False), (", the fork", True)):
         line(f"cache on each GPU{whose}", kv_device_cases(fork), verbose, count_exact=True)
-        line(f"  cards of unlike size{whose}", kv_device_cases(fork, alike=False), verbose, count_exact=True)
+        unlike = kv_device_cases(fork, alike=False)
+        line(f"cache on each GPU, cards of unlike size{whose}", unlike, verbose, count_exact=True)
     line("compute buffer without a GPU, older builds", device_cases("compute"), verbose)
     for where, gpu in (("on each GPU", True), ("on the host beside GPUs", False)):
         line(f"compute buffer {where}, newest", device_cases("compute", gpu, recent=True), verbose)
@@ -312,9 +308,9 @@ def main():
     print(f"  driver's share of a card: {least} to {most} MiB published; the formula takes {taken} MiB")
 
     print("\nTotal memory, the same loads")
-    line("this formula", total_cases(), verbose)
+    line("total memory, this formula", total_cases(), verbose)
     for rule in RULES:
-        line(rule, total_cases(rule), verbose)
+        line(f"total memory, {rule}", total_cases(rule), verbose)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from quoted import quote, spread
+
 from helpers import hardware, quality, units
 
 PRINTED = {  # our name: how llama-perplexity prints it, and what its figure is to be multiplied with
@@ -56,7 +58,7 @@ def print_order(rows):
     for model, key, published in tables:
         same, n, differ = order(rows, published, key)
         shown = ", ".join(f"{a}/{b}" for a, b in differ) or "none"
-        print(f"order by divergence, against the published {key} of {model}: {same} of {n} pairs agree; not: {shown}")
+        quote(f"pairs in the order published for {model}", n, same, unit=f"pairs; not: {shown}")
 
 
 def by_program(program, row, folder):
@@ -72,11 +74,14 @@ def by_program(program, row, folder):
 
 
 def print_programs(program, rows, folder):
+    ratios = []
     for row in rows:
         theirs = by_program(program, row, folder)
         print(f"\n{row.quantization}: here, llama-perplexity, ratio")
         for name, value in theirs.items():
             print(f"  {name:<17}{getattr(row, name):>12.6f}{value:>12.6f}{getattr(row, name) / value:>10.4f}")
+            ratios.append(getattr(row, name) / value)
+    quote("statistics against llama-perplexity: difference", *spread((abs(x - 1) for x in ratios), 100), unit="%")
 
 
 def main():
@@ -96,8 +101,11 @@ def main():
         quality.ladder(**again)
         print(found, "\n")
         print(f"front of size against divergence: {', '.join(found.pareto())}")
-        print(f"first run {first_seconds:.0f} s, of which measuring {sum(row.seconds for row in found):.0f} s")
-        print(f"from the cache {time.perf_counter() - start:.2f} s; it holds {units.show(quality.kept_bytes(folder))}")
+        cached_seconds = time.perf_counter() - start
+        print(f"of the first run, measuring {sum(row.seconds for row in found):.0f} s")
+        quote("a ladder of quantizations judged, first run", len(found.rows), first_seconds, unit="s")
+        kept = units.show(quality.kept_bytes(folder))
+        quote("the same from the cache", len(found.rows), cached_seconds, unit=f"s; it holds {kept}")
         print_order(found.rows)
         if arguments.program:
             rows = [row for row in found if row.quantization in ("Q8_0", "Q4_K_M", "Q2_K")]

@@ -11,13 +11,14 @@ import ctypes
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from quoted import quote, spread
 
 from helpers import download, hardware, runner
 
@@ -129,12 +130,8 @@ class Disturbance:
         return sum(ticks), sum(ticks) - ticks[3] - ticks[4], own
 
 
-def row(name, values, digits=1):
-    ordered = sorted(values)
-    p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
-    p05 = ordered[int(0.05 * len(ordered))]
-    shown = (statistics.median(ordered), p05, p95, ordered[0], ordered[-1])
-    print(f"{name:<44}{len(ordered):>4}" + "".join(f"{value:>9.{digits}f}" for value in shown))
+def row(name, values, unit=""):
+    quote(name, *spread(values), unit=f"{unit}; min {min(values):.3g}".removeprefix("; "))
 
 
 def main():
@@ -184,17 +181,16 @@ def main():
             worker.close()
         model.close()
     print(f"rounds left out, because other programs took over {chosen.disturbed:.0%} of the cores: {disturbed}\n")
-    print(f"{'':<44}{'n':>4}" + "".join(f"{title:>9}" for title in ("median", "p5", "p95", "min", "max")))
-    row("bare C loop, tokens/s", speed["bare"])
-    row("package's streaming completion, tokens/s", speed["package"])
-    row("helpers.runner, tokens/s in the child", speed["runner"])
-    row("helpers.runner, tokens/s arriving here", speed["arriving"])
+    row("bare C loop", speed["bare"], "tokens/s")
+    row("package's streaming completion", speed["package"], "tokens/s")
+    row("helpers.runner, in the child", speed["runner"], "tokens/s")
+    row("helpers.runner, arriving here", speed["arriving"], "tokens/s")
     for name, kind, base in (
         ("ratio runner / bare, paired", "runner", "bare"),
         ("ratio runner arriving / bare, paired", "arriving", "bare"),
         ("ratio runner arriving / package, paired", "arriving", "package"),
     ):
-        row(name, [a / b for a, b in zip(speed[kind], speed[base], strict=True)], 3)
+        row(name, [a / b for a, b in zip(speed[kind], speed[base], strict=True)])
 
 
 if __name__ == "__main__":

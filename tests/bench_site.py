@@ -4,7 +4,6 @@ Each round opens lesson 07 in a fresh Chromium with an empty cache, runs all cel
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import types
 from pathlib import Path
 
 import lab
+from quoted import quote, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,9 +28,9 @@ def main():
         finally:
             process.kill()
     files = [path for path in (ROOT / ".site" / "dist").rglob("*") if path.is_file()]
-    print(f"site: {sum(path.stat().st_size for path in files) / 1e6:.0f} MB in {len(files)} files")
+    quote("site without an install, its files", len(files), sum(path.stat().st_size for path in files) / 1e6, unit="MB")
     for name, times in zip(("page ready", "panel shown", "slider answered"), zip(*found, strict=True), strict=True):
-        print(f"{name:<16} n={len(times)} median {statistics.median(times):.1f} s, max {max(times):.1f} s")
+        quote(f"site without an install: {name}", *spread(times), unit="s")
 
 
 def first_slider(address, process):

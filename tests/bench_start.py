@@ -4,10 +4,8 @@ Run: python tests/bench_start.py [--import-runs 30] [--panel-runs 5] [--only imp
 """
 
 import argparse
-import math
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -15,10 +13,10 @@ import time
 from pathlib import Path
 
 import lab
+from quoted import quote, spread
 
 sys.path.insert(0, str(lab.ROOT))
 
-COMMAND = "python tests/bench_start.py"
 PANEL_LESSON = "07_will_it_fit"
 NAMES = {"import": "import helpers", "panel": "lesson 07: run all -> first panel", "lessons": "solved lessons, in all"}
 # From the command on, in the page's own clock: when the panel's sentence was there, and the frame after it was painted.
@@ -93,35 +91,18 @@ def lesson_seconds():
     return found
 
 
-def rows(only=None, import_runs=30, panel_runs=5):
-    """What README quotes: (what, n, median, p95, max, unit)."""
-    table = []
-    if only in (None, "import"):
-        table.append((NAMES["import"], *_spread([1000 * s for s in import_seconds(import_runs)]), "ms"))
-    if only in (None, "panel") and (times := panel_seconds(panel_runs)):
-        table.append((NAMES["panel"], *_spread(times), "s"))
-    if only in (None, "lessons"):
-        total = sum(lesson_seconds().values())
-        table.append((NAMES["lessons"], 1, total, total, total, "s"))
-    return table
-
-
-def _spread(values):
-    """(n, median, p95, max)."""
-    ordered = sorted(values)
-    return len(ordered), statistics.median(ordered), ordered[math.ceil(0.95 * len(ordered)) - 1], ordered[-1]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--import-runs", type=int, default=30)
     parser.add_argument("--panel-runs", type=int, default=5)
     parser.add_argument("--only", choices=list(NAMES))
     chosen = parser.parse_args()
-    table = rows(chosen.only, chosen.import_runs, chosen.panel_runs)
-    print(f"{'':<40}{'n':>4}{'median':>9}{'p95':>9}{'max':>9}")
-    for what, n, *values, unit in table:
-        print(f"{what:<40}{n:>4}" + "".join(f"{value:>9.2f}" for value in values) + f" {unit}")
+    if chosen.only in (None, "import"):
+        quote(NAMES["import"], *spread(import_seconds(chosen.import_runs), 1000), unit="ms")
+    if chosen.only in (None, "panel") and (times := panel_seconds(chosen.panel_runs)):
+        quote(NAMES["panel"], *spread(times), unit="s")
+    if chosen.only in (None, "lessons"):
+        quote(NAMES["lessons"], 1, sum(lesson_seconds().values()), unit="s")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a clone that is not installed
 
+from quoted import quote
+
 from helpers import architectures, engine, fit, gguf, ghost, hardware, memory, models, runner, units
 
 if os.name == "posix":
@@ -734,17 +736,19 @@ def drive(seed, start, n):
 
 
 def report(n, done, failures):
-    print(f"{n:,} files; {len(failures)} failures")
+    quote("mutated GGUF files: failures", n, len(failures))
     for failure in failures[:20]:
         print(f"  {failure['failed']} ({failure.get('seed', '')}: {', '.join(failure.get('did', []))})")
         lines = [line[:160] for line in failure["problem"].strip().splitlines()]
         print("\n".join(f"    {line}" for line in lines[-8:]))
     if done:
         print("  " + ", ".join(f"{what} {count:,}" for what, count in sorted(done["outcomes"].items())))
-        print(f"  slowest step {done['cpu_s']:.3f} s of processor time ({done['slowest']}),", end=" ")
-        print(f"{done['real_s']:.3f} s of real time")
-        print(f"  most memory for one file {units.show(done['one_file_bytes'])} ({done['largest']});", end=" ")
+        print(
+            f"  slowest: {done['slowest']}, {done['real_s']:.3f} s of real time; largest: {done['largest']};", end=" "
+        )
         print(f"kept after all of them {units.show(done['grown_bytes'])}")
+        quote("mutated GGUF files: slowest step, processor time", n, None, None, done["cpu_s"], unit="s")
+        quote("mutated GGUF files: memory for one file", n, None, None, done["one_file_bytes"] / units.MIB, unit="MiB")
         print("  mutations: " + ", ".join(f"{act} {count:,}" for act, count in sorted(done["acts"].items())))
 
 
