@@ -414,6 +414,7 @@ def _bar(total, says):
         return
     with tqdm(total=total, desc=says, delay=SHOW_BAR_AFTER_S, leave=False) as bar:
         yield bar.update
+        bar.total = bar.n  # ended by the clock: a notebook shows what is not full in red, as if it had failed
 
 
 def sweep_threads(path=None, threads=None, n_prompt=32, n_answer=32, repeats=3, seconds=6.0):
@@ -554,8 +555,12 @@ def predict(
     -----
     Seconds of one token of an answer = bytes / bandwidth + weights x the time to unpack one of their type + operations
     x the wait after each + entries of the vocabulary x the time to look at one + the cache, read and compared.
+    Of one token of a prompt = weights x the time of one (by its type, and less in long rows) + the same for the cache
+    and for what each layer adds + its share of what up to 512 tokens read together: every weight of the layers once,
+    of the experts those that any of these tokens chooses.
     *When it misleads*: other programs, a hot laptop, weights that do not fit into memory (`fit.verdict` says so first),
-    processors whose kernels differ in kind from the reference's (`speed_model.KERNELS`).
+    processors whose kernels differ in kind from the reference's (`speed_model.KERNELS`), prompts for experts in Q8_0 or
+    Q4_0 (here foreseen 15 to 59 % too fast).
 
     >>> from helpers import models
     >>> laptop = hardware.Machine.pretend("laptop", 16_000_000_000)

@@ -9,8 +9,8 @@ each other.
 import functools
 import html
 import math
-from collections import Counter
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from . import architectures, formats, memory, mixes, units
 
@@ -49,6 +49,10 @@ _KERNELS = """
     TQ1_0    41.9  18.2
 """
 KERNELS = {name: (float(answer), float(prompt)) for name, answer, prompt in map(str.split, _KERNELS.split("\n")[1:-1])}
+# In a prompt each row also costs a start, for each token, so that a weight of a long row costs less. (Row for which the
+# second column holds, share of it that goes with the weights; the rest goes with the rows): for blocks of 256, as in K-
+# and I-quants, and for the others. Fitted to llama-2048 and llama-4096 of `tests/bench_speed.py --shapes`.
+ROWS = {True: (955, 0.35), False: (683, 0.65)}
 REFERENCE_THREADS = 2
 OPERATION_SECONDS = 1.6 * MICRO  # one operation of an answer that does nothing: start it, wait for the other thread
 OPERATIONS = 19  # of a layer of the llama family; each more for
@@ -73,6 +77,18 @@ GPU_SHARE, GPU_LAYER_SECONDS, GPU_LOW, GPU_HIGH = 0.65, 40 * MICRO, 0.5, 1.4
 REPACK_HIGH = 4.0
 UBATCH = 512
 ROW_SECONDS, ROW_SECONDS_PER_NUMBER = 3.5 * MICRO, 11 * NANO  # of a prompt: norms, sums and the like, per layer
+
+
+class Read(NamedTuple):
+    """What one token reads of one type: weights, their bytes, rows, and how many of the bytes a router chose."""
+
+    weights: int = 0
+    n_bytes: int = 0
+    rows: int = 0
+    chosen_bytes: int = 0
+
+    def __add__(self, other):
+        return Read(*map(sum, zip(self, other, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -133,9 +149,10 @@ class Calibration:
         """Seconds to unpack one weight of this type and multiply it, in an answer, all threads together."""
         return KERNELS[type_name][0] * PICO * self.core_factor
 
-    def prompt_seconds(self, type_name):
-        """The same for one weight and one token of a prompt."""
-        return KERNELS[type_name][1] * PICO * self.prompt_factor
+    def prompt_seconds(self, type_name, row):
+        """The same for one weight of a row of so many, and one token of a prompt."""
+        usual, share = ROWS[formats.block_type(type_name).block_length == 256]
+        return KERNELS[type_name][1] * PICO * self.prompt_factor * (share + (1 - share) * usual / row)
 
     def rows(self):
         """(what, value, how we know), all text."""
@@ -254,7 +271,7 @@ def predict(spec, quantization, calibration, n_ctx=4096, n_prompt=128, n_answer=
         waiting_seconds=waiting + on_gpu[1],
         sampling_seconds=spec.n_vocab * SAMPLING_SECONDS * calibration.core_factor,
         cache_seconds=cache + on_gpu[2],
-        read_bytes=sum(n_bytes for place in places for _, n_bytes in place.values()),
+        read_bytes=sum(read.n_bytes for read in _sum(places).values()),
         n_prompt=n_prompt,
         assumptions=tuple(_assumptions(spec, calibration, repack, layers_there)),
     )
@@ -323,7 +340,7 @@ def _check_tokens(n_ctx, n_prompt, n_answer):
 
 
 def _places(spec, quantization):
-    """What one token reads: for each layer, and at the end for what follows them, {type: (weights, bytes)}."""
+    """What one token reads: for each layer, and at the end for what follows them, {type: Read}."""
     if isinstance(quantization, str):
         return _named_places(spec, formats.quantization(quantization).name)
     if isinstance(quantization, int):
@@ -344,31 +361,31 @@ def _count(spec, types):
             continue  # one row of a table is read
         place = places[int(tensor.name.split(".")[1]) if in_layer else -1]
         weights, n_bytes = math.prod(tensor.shape), formats.tensor_bytes(types[tensor.name], tensor.shape)
+        chosen_bytes = 0
         if "_exps." in tensor.name:
             weights = weights * spec.n_expert_used // spec.n_expert
-            n_bytes = n_bytes * spec.n_expert_used // spec.n_expert
-        before = place.get(types[tensor.name], (0, 0))
-        place[types[tensor.name]] = before[0] + weights, before[1] + n_bytes
+            chosen_bytes = n_bytes = n_bytes * spec.n_expert_used // spec.n_expert
+        read = Read(weights, n_bytes, weights // tensor.shape[0], chosen_bytes)
+        place[types[tensor.name]] = place.get(types[tensor.name], Read()) + read
     return tuple(places)
 
 
 def _sum(places):
-    """{type: (weights, bytes)} of several places together."""
-    weights, sizes = Counter(), Counter()
+    """{type: Read} of several places together."""
+    found = {}
     for place in places:
-        for name, (n, n_bytes) in place.items():
-            weights[name] += n
-            sizes[name] += n_bytes
-    return {name: (weights[name], sizes[name]) for name in weights}
+        for name, read in place.items():
+            found[name] = found.get(name, Read()) + read
+    return found
 
 
 def _weights_seconds(places, calibration):
     """(reading, unpacking): added up, as here reading hides little of the unpacking."""
     reading = unpacking = 0.0
-    for name, (weights, n_bytes) in _sum(places).items():
+    for name, read in _sum(places).items():
         _known(name)
-        reading += n_bytes / calibration.bandwidth_bytes_per_s
-        unpacking += weights * calibration.unpack_seconds(name)
+        reading += read.n_bytes / calibration.bandwidth_bytes_per_s
+        unpacking += read.weights * calibration.unpack_seconds(name)
     return reading, unpacking
 
 
@@ -407,7 +424,7 @@ def _gpu_seconds(spec, places, layers, depth, calibration):
     if not places:
         return 0.0, 0.0, 0.0
     pipe = calibration.gpu_bytes_per_s * GPU_SHARE
-    weights = sum(n_bytes for place in places for _, n_bytes in place.values())
+    weights = sum(read.n_bytes for read in _sum(places).values())
     cache = sum(_seen(spec, layer, depth) * _cell_bytes(spec, layer) for layer in layers)
     return weights / pipe, len(layers) * GPU_LAYER_SECONDS, cache / pipe
 
@@ -416,15 +433,27 @@ def _prompt_seconds(spec, places, n_prompt, calibration):
     """Per token of a prompt: the layers for all tokens, the last matrix and the first choice for the last one only."""
     layers = _sum(places[:-1])
     factor = calibration.prompt_factor
-    each = sum(weights * calibration.prompt_seconds(name) for name, (weights, _) in layers.items())
+    each = sum(
+        read.weights * calibration.prompt_seconds(name, read.weights / read.rows) for name, read in layers.items()
+    )
     each += spec.n_layer * (ROW_SECONDS + ROW_SECONDS_PER_NUMBER * spec.n_embd) * factor
     attention = sum(_seen(spec, layer, n_prompt / 2) for layer in range(spec.n_layer)) * spec.n_head * _numbers(spec)
     each += attention * ATTENTION["prompt_number"] * factor
-    per_batch = sum(n_bytes for _, n_bytes in layers.values()) / calibration.bandwidth_bytes_per_s
+    more = _chosen_in_batch(spec, min(n_prompt, UBATCH)) - 1
+    read_bytes = sum(read.n_bytes + read.chosen_bytes * more for read in layers.values())
+    per_batch = read_bytes / calibration.bandwidth_bytes_per_s
     per_batch += spec.n_layer * operations(spec) * calibration.operation_seconds
     once = sum(_weights_seconds(places[-1:], calibration))
     once += spec.n_vocab * SAMPLING_SECONDS * calibration.core_factor
     return each + (math.ceil(n_prompt / UBATCH) * per_batch + once) / n_prompt
+
+
+def _chosen_in_batch(spec, n_tokens):
+    """How many times as many experts as one token's are read for so many tokens at once, each choosing by chance."""
+    if not spec.n_expert:
+        return 1
+    share = spec.n_expert_used / spec.n_expert
+    return (1 - (1 - share) ** n_tokens) / share
 
 
 def _band(likely, low, high):
@@ -441,6 +470,6 @@ def _assumptions(spec, calibration, repack, layers_there):
     if repack:
         yield "Repacked weights: prompts may be read several times faster; never measured here."
     if spec.n_expert:
-        yield "Of the experts only the chosen ones count; two tokens seldom choose the same."
+        yield "Of the experts an answer reads the chosen ones only, a prompt those that any of its tokens chooses."
     if spec.architecture not in architectures.FAMILIES:
         yield f"The family {spec.architecture!r} is not modelled."

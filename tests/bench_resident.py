@@ -12,8 +12,6 @@ families and quantizations than two.
 import argparse
 import contextlib
 import itertools
-import math
-import statistics
 import struct
 import sys
 import tempfile
@@ -23,10 +21,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also from a clone that is not installed
 
+from quoted import quote, spread
+
 from helpers import architectures, download, formats, gguf, ghost, hardware, memory, runner, units
 from helpers.architectures import ModelSpec
 
-COMMAND = "python tests/bench_resident.py"
 LOOK_EVERY_S = 0.01
 N_ANSWER = 8
 FITTED = "SmolLM2-135M Q4_1"
@@ -70,9 +69,13 @@ WRITTEN = {  # what it is called: shape, type of its matrices, whose vocabulary
 }
 
 
-def write_model(path, spec, kind, vocabulary_of):
-    """A GGUF file of `spec` with random weights; vectors and routers are F32, matrices `kind` (F16, Q8_0 or Q4_0)."""
-    types = {t.name: "F32" if len(t.shape) < 2 or "gate_inp" in t.name else kind for t in architectures.tensors(spec)}
+def all_alike(spec, kind):
+    """Tensor names to types: vectors and routers F32, matrices `kind`."""
+    return {t.name: "F32" if len(t.shape) < 2 or "gate_inp" in t.name else kind for t in architectures.tensors(spec)}
+
+
+def write_model(path, spec, types, vocabulary_of, weights=None):
+    """A GGUF file of `spec` with random weights; `weights(type, n_bytes)` where there are types of more kinds."""
     n_words, words = _vocabulary(vocabulary_of)
     settings = {"general.architecture": spec.architecture}
     settings |= {k: v for k, v in ghost.metadata(spec).items() if not k.startswith("tok") and "vocab_size" not in k}
@@ -88,7 +91,7 @@ def write_model(path, spec, kind, vocabulary_of):
     with path.open("wb") as file:
         file.write(header + bytes(-len(header) % 32))
         for kind, n_bytes in parts:
-            file.write(_random_weights(kind, n_bytes) + bytes(-n_bytes % 32))
+            file.write((weights or _random_weights)(kind, n_bytes) + bytes(-n_bytes % 32))
     return path
 
 
@@ -147,7 +150,7 @@ def models(folder):
         yield "Gemma-3-270M Q4_K_M", packaged["gemma3"]
     for name, (spec, kind, vocabulary) in WRITTEN.items():
         if vocabulary in packaged:
-            path = write_model(folder / "written.gguf", spec, kind, packaged[vocabulary])
+            path = write_model(folder / "written.gguf", spec, all_alike(spec, kind), packaged[vocabulary])
             yield name, path
             path.unlink()
 
@@ -227,26 +230,21 @@ def cases(quick=False, show=lambda case: None):
 # ---------------------------------------------------------------- showing
 
 
-def rows(found=None):
-    """What README quotes: (what, n, median, p95, max, unit), the errors of the models that no constant came from."""
-    found = cases() if found is None else found
+def quote_held_out(found):
+    """The errors of the models that no constant came from."""
     held_out = [case for case in found if case.model != FITTED]
-    table = []
     for part in ("total", "file pages", "anonymous"):
-        table.append((f"resident memory, {part}: error", *_spread([c.errors()[part] for c in held_out]), "%"))
-    table.append(("the same by memory.estimate's total", *_spread(_against(held_out, "estimated_bytes")), "%"))
-    table.append(("the same by what llama.cpp reserves", *_spread(_against(held_out, "reserved_bytes")), "%"))
-    return table
+        show_errors(f"resident memory, {part}: error", [case.errors()[part] for case in held_out])
+    show_errors("the same by memory.estimate's total", _against(held_out, "estimated_bytes"))
+    show_errors("the same by what llama.cpp reserves", _against(held_out, "reserved_bytes"))
+
+
+def show_errors(what, errors):
+    quote(what, *spread(map(abs, errors), 100), unit="%")
 
 
 def _against(found, name):
     return [getattr(case, name) / case.peak_bytes - 1 for case in found]
-
-
-def _spread(errors):
-    """(n, median, p95, max) of the sizes of errors, in per cent."""
-    sizes = sorted(100 * abs(error) for error in errors)
-    return len(sizes), statistics.median(sizes), sizes[math.ceil(0.95 * len(sizes)) - 1], sizes[-1]
 
 
 def show_case(case):
@@ -300,17 +298,12 @@ def main():
     print(f"{'model':<20}{'asked':>6}  {'settings':<58}{titles}{'file':>10}{'anon.':>10}{'total':>10}")
     found = cases(chosen.quick, show_case)
     show_parts(found)
-    print(f"\n{'error of the prediction':<44}{'n':>5}{'median':>9}{'p95':>9}{'max':>9}")
+    print("\nError of the prediction")
     for name in dict.fromkeys(case.model for case in found):
-        line = _spread([case.errors()["total"] for case in found if case.model == name])
-        print(f"{'  ' + name + (' (fitted)' if name == FITTED else ''):<44}" + _numbers(*line))
-    print("held out, all together")
-    for what, *line, unit in rows(found):
-        print(f"{'  ' + what:<44}" + _numbers(*line) + f" {unit}")
-
-
-def _numbers(n, *values):
-    return f"{n:>5}" + "".join(f"{value:>9.1f}" for value in values)
+        own = [case.errors()["total"] for case in found if case.model == name]
+        show_errors(f"resident memory, {name}{' (fitted)' if name == FITTED else ''}: error", own)
+    print("Held out, all together")
+    quote_held_out(found)
 
 
 if __name__ == "__main__":

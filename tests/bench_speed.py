@@ -5,23 +5,45 @@ anew), are measured on this machine, prompt and answer apart. As its speed moves
 of the packaged model, which calibrate the formula at that moment; no model but the packaged one takes part in that.
 Printed is predicted / measured - 1. With --threads: the sweep of threads, and the share of the roof that the packaged
 model reaches.
+
+With --shapes: files of random weights in the shapes of larger models (fewer layers, the packaged model's vocabulary),
+as time does not depend on what the weights are. They have rows of whole blocks of 256, so that K- and I-quants are
+what they are called, and some have experts.
 """
 
 import argparse
+import ctypes
+import functools
 import json
 import os
 import statistics
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench_resident import write_model
 from bench_runner import Disturbance
+from quoted import quote, spread
 
-from helpers import download, fit, gguf, memory, quality, runner, speed, units
+from helpers import download, fit, formats, gguf, memory, mixes, quality, runner, speed, units
+from helpers import models as catalogue
 
 N_PROMPT, N_ANSWER, LONG, TRIES = 128, 32, 700, 4
+SHAPES = {  # name: (model of the catalogue, layers of it, other changes)
+    "llama-2048": ("tinyllama-1.1b", 8, {}),
+    "qwen3-2048": ("qwen3-1.7b", 8, {}),
+    "llama-4096": ("llama-3.1-8b", 3, {}),
+    "gemma3-2560": ("gemma-3-4b", 6, {}),
+    "qwen2-896": ("qwen2.5-0.5b", 12, {}),
+    "128 experts": ("qwen3-30b-a3b", 4, {}),
+    "32 experts": ("qwen3-30b-a3b", 8, {"n_embd": 1024, "n_head": 16, "n_expert": 32, "n_ff_exp": 512}),
+}
+SHAPES_LADDER = (*quality.LADDER, "IQ3_XXS")
+FITTED = ("llama-2048", "llama-4096")  # what a row of a prompt costs (`speed_model.ROWS`) was taken from these
+STRETCH = 4103  # blocks of 256 random weights, repeated: no multiple of a row
 
 
 def models(folder):
@@ -36,15 +58,55 @@ def models(folder):
     return {**found, "Gemma-3-270M": path if path.exists() else gemma.assemble(path)}
 
 
-def files(folder, ladder):
-    """(model, quantization, path) of every file; missing ones are made."""
+def files(folder, ladder, only=""):
+    """(model, quantization, path) of every file whose model's name begins so; missing ones are made."""
     for name, source in models(folder).items():
+        if not name.startswith(only):
+            continue
         for quantization in ladder:
             own = source.stem.upper().endswith(quantization)
             path = source if own else folder / f"{name}.{quantization}.gguf"
             if not path.exists():
                 quality.requantize(source, quantization, out=path)
             yield name, quantization, path
+
+
+def shaped_files(folder, ladder, only=""):
+    """As `files`, one at a time, of random weights."""
+    vocabulary = download.default_model()
+    n_vocab = gguf.read_header(vocabulary).spec.n_vocab
+    for name, (known, n_layer, changes) in SHAPES.items():
+        if not name.startswith(only):
+            continue
+        spec = replace(catalogue.get(known), n_layer=n_layer, n_vocab=n_vocab, **changes)
+        for quantization in ladder:
+            path = folder / "shape.gguf"
+            write_model(path, spec, mixes.tensor_types(spec, quantization), vocabulary, random_weights)
+            yield name, quantization, path
+
+
+def random_weights(type_name, n_bytes):
+    """Random weights of any type as llama.cpp quantizes them, a stretch of them repeated."""
+    stretch = random_stretch(type_name)
+    return (stretch * (n_bytes // len(stretch) + 1))[:n_bytes]
+
+
+@functools.cache
+def random_stretch(type_name):
+    import gguf as package
+    import llama_cpp
+    import numpy
+
+    pick, n = numpy.random.default_rng(1), 256 * STRETCH
+    weights = pick.normal(1, 0.1, n) if type_name == "F32" else pick.normal(0, 0.02, n)
+    weights, importance = weights.astype("f4"), numpy.ones(256, "f4")
+    out = ctypes.create_string_buffer(formats.row_bytes(type_name, n))
+    quantize = ctypes.CDLL(Path(llama_cpp.__file__).with_name("lib") / "libggml-base.so").ggml_quantize_chunk
+    quantize.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    quantize.restype = ctypes.c_size_t
+    kind = int(package.GGMLQuantizationType[type_name])
+    assert quantize(kind, weights.ctypes.data, out, 0, STRETCH, 256, importance.ctypes.data) == len(out)
+    return out.raw
 
 
 def calibration(pipe, seen, header, before=None):
@@ -58,17 +120,17 @@ def calibration(pipe, seen, header, before=None):
     return speed.calibration_from(seen, header.spec, header.tensor_types, pipe)
 
 
-def measure_all(todo, rounds, repeats, n_prompt, most_disturbed):
+def measure_all(todo, repeats, n_prompt, most_disturbed):
     """One dict per measurement; what other programs disturbed is measured again, three times at most."""
     packaged = download.default_model()
     reference = gguf.read_header(packaged)
     rows = []
     with runner.load(packaged, n_ctx=256, progress=False) as known:
-        for name, quantization, path in [file for _ in range(rounds) for file in todo]:
+        for name, quantization, path in todo:
             header = gguf.read_header(path)
             with runner.load(path, n_ctx=n_prompt + N_ANSWER, progress=False) as model:
                 others = Disturbance([os.getpid(), known._child.pid, model._child.pid])
-                again, disturbed = -1, 1.0
+                again, disturbed = -1, float("inf")
                 while disturbed > most_disturbed and again < TRIES - 1:
                     again += 1
                     others()
@@ -105,16 +167,16 @@ def print_row(row):
 def print_errors(rows):
     left_out = sum(row["again"] for row in rows)
     print(f"\nmeasured again, because other programs took the cores: {left_out}")
-    print(f"{'predicted / measured - 1, without sign':<40}{'n':>4}{'median':>9}{'p95':>9}{'max':>9}{'in band':>9}")
-    for name in sorted({row["model"] for row in rows}) + ["all"]:
+    groups = {name: [row for row in rows if row["model"] == name] for name in sorted({row["model"] for row in rows})}
+    groups["held out"] = [row for row in rows if row["model"] not in FITTED]
+    for name, of in groups.items():
+        if not of:
+            continue
         for kind in ("answer", "prompt"):
-            of = [row for row in rows if name in ("all", row["model"])]
             pairs = [(row[kind], statistics.median(row[kind]["runs"])) for row in of]
-            errors = sorted(abs(said["foreseen"] / median - 1) for said, median in pairs)
+            errors = [abs(said["foreseen"] / median - 1) for said, median in pairs]
             inside = sum(said["low"] <= median <= said["high"] for said, median in pairs)
-            p95 = errors[min(len(errors) - 1, int(0.95 * len(errors)))]
-            line = f"{statistics.median(errors):9.1%}{p95:9.1%}{errors[-1]:9.1%}{inside / len(errors):9.0%}"
-            print(f"{name + ', ' + kind:<40}{len(errors):>4}{line}")
+            quote(f"speed foreseen, {kind}, {name}: error", *spread(errors, 100), unit=f"%; {inside} in the band")
 
 
 def print_threads():
@@ -146,6 +208,7 @@ def main():
     parser.add_argument(
         "--disturbed", type=float, default=0.03, help="measure again above this share of other programs"
     )
+    parser.add_argument("--shapes", action="store_true", help="random weights in the shapes of larger models instead")
     parser.add_argument("--threads", action="store_true", help="the sweep of threads and the roof instead")
     parser.add_argument("--json", type=Path, help="also write every run to this file")
     chosen = parser.parse_args()
@@ -155,8 +218,9 @@ def main():
     with tempfile.TemporaryDirectory() as spare:
         folder = chosen.folder or Path(spare)
         folder.mkdir(parents=True, exist_ok=True)
-        todo = [file for file in files(folder, quality.LADDER) if file[0].startswith(chosen.only)]
-        rows = measure_all(todo, chosen.rounds, chosen.repeats, chosen.prompt, chosen.disturbed)
+        make, ladder = (shaped_files, SHAPES_LADDER) if chosen.shapes else (files, quality.LADDER)
+        todo = (file for _ in range(chosen.rounds) for file in make(folder, ladder, chosen.only))
+        rows = measure_all(todo, chosen.repeats, chosen.prompt, chosen.disturbed)
     if chosen.json:
         chosen.json.write_text(json.dumps(rows))
     print_errors(rows)

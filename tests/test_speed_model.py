@@ -83,6 +83,28 @@ def test_a_longer_text_makes_tokens_slower_up_to_the_window():
     assert cache(gemma, 4000) < 2.5 * cache(gemma, 1000)
 
 
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
+def test_weights_of_long_rows_are_read_faster_with_a_prompt(kind):
+    """At the row which the table holds for: as the table says. Four times as long: what a row costs is shared."""
+    usual, share = model.ROWS[kind == "Q4_K"]
+    at_table, longer = (HERE.prompt_seconds(kind, row) for row in (usual, 4 * usual))
+    assert at_table == pytest.approx(model.KERNELS[kind][1] * 1e-12)
+    assert longer == pytest.approx(at_table * (share + (1 - share) / 4))
+
+
+def test_a_prompt_reads_the_experts_of_all_its_tokens():
+    """8 of 128 for one token; two choose by chance, so 7.5 more; hundreds choose all."""
+    experts = models.get("qwen3-30b-a3b")
+    assert [model._chosen_in_batch(experts, n) for n in (1, 2)] == pytest.approx([1, (8 + 8 * 120 / 128) / 8])
+    assert model._chosen_in_batch(experts, 512) == pytest.approx(16)
+    assert model._chosen_in_batch(LLAMA, 512) == 1
+    slow, n = replace(HERE, bandwidth_bytes_per_s=units.GB), 512
+    whole_prompt = n / model.predict(experts, "Q8_0", slow, n_prompt=n).prompt.likely
+    without_reading = n / model.predict(experts, "Q8_0", replace(slow, bandwidth_bytes_per_s=1e18), 0, n).prompt.likely
+    stored = memory.estimate(experts, "Q8_0").weights_bytes
+    assert whole_prompt - without_reading == pytest.approx(stored / units.GB, rel=0.03)
+
+
 def test_empty_room_costs_no_time():
     small, large, enough = (model.predict(SMOL, "Q4_1", HERE, n_ctx=n_ctx) for n_ctx in (256, 8192, 0))
     assert small == large == enough
