@@ -7,8 +7,8 @@ import html
 import math
 
 from . import figures, memory, speed, units
+from .figures import INK, svg_text
 
-INK = "#1b1b1b"
 WIDTH = 860
 MARKS = ("circle", "square", "diamond", "triangle")
 DASHES = ("", "9 5", "3 4", "12 4 3 4")
@@ -57,7 +57,7 @@ def file_html(parts, title):
     pieces = [(part, n, *FILE_PARTS[part], False) for part, n in parts.items()]
     rows = [(part, units.show(n, 2), _share(n, total)) for part, n in parts.items()]
     rows.append(("total", units.show(total, 2), "100 %"))
-    strip = _svg(_strip(pieces, total, 2), 52, says) if total else ""
+    strip = svg_figure(_strip(pieces, total, 2), 52, says) if total else ""
     return figures.page(_heading(title), strip, figures.table_html(("part", "bytes", "share"), rows))
 
 
@@ -68,10 +68,11 @@ def _share(n_bytes, total):
 # ---------------------------------------------------------------- a cache that grows
 
 
-def kv_growth_html(specs, n_ctx=32_768, names=None, **settings):
+def kv_growth_html(specs, n_ctx=32_768, names=None, among=None, **settings):
     """KV cache in bytes against tokens, one line per model, both axes linear; the same numbers as a table.
 
-    `names` are what the lines are called (by default the models' titles). `settings` are `memory.Settings`.
+    `names` are what the lines are called (by default the models' titles). `settings` are `memory.Settings`. `among`:
+    all models of several figures, so that each keeps its colour, dashes and mark in all of them.
     A sliding window shows as a bend: from there on only the other layers grow.
     """
     specs = list(specs)
@@ -87,41 +88,42 @@ def kv_growth_html(specs, n_ctx=32_768, names=None, **settings):
     ]
     head = ("model", *(f"{n:,} tokens" for n in shown), "a token")
     heading = _heading("The KV cache against the tokens of the context")
-    return figures.page(heading, _growth_svg(names, contexts, lines, says), figures.table_html(head, rows))
+    signs = [list(among or specs).index(spec) for spec in specs]
+    return figures.page(heading, _growth_svg(names, contexts, lines, signs, says), figures.table_html(head, rows))
 
 
 def _kv(spec, n_ctx, settings):
     return memory.kv_cache_bytes(spec, memory.Settings(n_ctx=n_ctx, **settings))
 
 
-def _growth_svg(names, contexts, lines, says):
+def _growth_svg(names, contexts, lines, signs, says):
     labels = [f"{name}: {units.show(line[-1])}" for name, line in zip(names, lines, strict=True)]
     longest = max(LETTER * len(label) for label in labels)
     left, top, bottom = 74, 14, 270
     right = max(WIDTH - 32 - longest, WIDTH / 2)
     most = max(max(line) for line in lines)
-    grid = list(_grid_bytes(most))
+    grid = list(grid_bytes(most))
     most = max(most, grid[-1])
 
     def place(n, n_bytes):
         return left + (right - left) * n / contexts[-1], bottom - (bottom - top) * n_bytes / most
 
-    shapes = [_grid_line(left, right, place(0, n)[1], units.show(n, 0)) for n in grid]
+    shapes = [grid_line(left, right, place(0, n)[1], units.show(n, 0)) for n in grid]
     for share in (1, 2, 3, 4):
         n = contexts[-1] * share // 4
-        shapes.append(_text(place(n, 0)[0], bottom + 18, f"{n:,}", "middle"))
-    shapes.append(_text((left + right) / 2, bottom + 38, "tokens in the context", "middle"))
+        shapes.append(svg_text(place(n, 0)[0], bottom + 18, f"{n:,}", "middle"))
+    shapes.append(svg_text((left + right) / 2, bottom + 38, "tokens in the context", "middle"))
     heights = _spread([place(contexts[-1], line[-1])[1] for line in lines], 18, top, bottom)
-    for index, (label, line) in enumerate(zip(labels, lines, strict=True)):
+    for label, line, sign, height in zip(labels, lines, signs, heights, strict=True):
         points = [place(0, 0), *(place(n, n_bytes) for n, n_bytes in zip(contexts, line, strict=True))]
-        shapes.append(_line(points, index))
-        shapes += [_mark(x, y, index) for x, y in points[8::8]]
-        shapes.append(_mark(right + 16, heights[index] - 4, index))
-        shapes.append(_text(right + 28, heights[index], label))
-    return _svg("".join(shapes), 318, says)
+        shapes.append(_line(points, sign))
+        shapes += [_mark(x, y, sign) for x, y in points[8::8]]
+        shapes.append(_mark(right + 16, height - 4, sign))
+        shapes.append(svg_text(right + 28, height, label))
+    return svg_figure("".join(shapes), 318, says)
 
 
-def _grid_bytes(most):
+def grid_bytes(most):
     """Four or so round numbers of bytes up to the largest value."""
     step = 1
     while step * 5 < most:
@@ -132,7 +134,7 @@ def _grid_bytes(most):
 # ---------------------------------------------------------------- a machine
 
 
-def machine_html(machine, file_cache_bytes=0, needs_bytes=0):
+def machine_html(machine, file_cache_bytes=0, needs_bytes=0, title="The memory of this machine"):
     """The memory of a machine as strips: in use, free but holding copies of files, and empty; one strip per GPU.
 
     `file_cache_bytes` is how much of the free memory holds file pages now (0: unknown or none). `needs_bytes` draws
@@ -152,20 +154,20 @@ def machine_html(machine, file_cache_bytes=0, needs_bytes=0):
     for index, (name, size, parts) in enumerate(strips):
         y = 76 * index
         pieces = [(part, n, *_MEMORY[part]) for part, n in parts.items() if n]
-        shapes.append(_text(0, y + 15, f"{name}: {units.show(size)}", weight=600))
+        shapes.append(svg_text(0, y + 15, f"{name}: {units.show(size)}", weight=600))
         shapes.append(_strip(pieces, scale, y + 22))
         rows += [(name, part, units.show(n)) for part, n in parts.items()]
         says.append(f"{name} {units.show(size)}: " + ", ".join(f"{part} {units.show(n)}" for part, n in parts.items()))
     notes = [f"{gpu.name} shares this RAM: it is no extra memory." for gpu in machine.gpus if gpu.unified]
-    drawing = _svg("".join(shapes), 76 * len(strips), "; ".join(says))
+    drawing = svg_figure("".join(shapes), 76 * len(strips), "; ".join(says))
     table = figures.table_html(("memory", "part", "bytes"), rows, left=2)
     said = "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
-    return figures.page(_heading("The memory of this machine"), drawing, table, said)
+    return figures.page(_heading(title), drawing, table, said)
 
 
 _MEMORY = {  # part -> colour, ink, hatched
     "in use": ("#999999", INK, False),
-    "free: file cache": ("#56B4E9", INK, True),
+    "free: file cache": ("#A9D8F2", INK, True),
     "free: empty": ("#E8F4FB", INK, False),
     "needed": ("#0072B2", "#ffffff", False),
 }
@@ -214,14 +216,14 @@ def _roofline_svg(roof, measured, says):
         return left + (right - left) * x, bottom - (bottom - top) * y
 
     shapes = [
-        _grid_line(left, right, place(sizes[0], 10**power)[1], _speed(10.0**power)) for power in _whole(y_low, y_high)
+        grid_line(left, right, place(sizes[0], 10**power)[1], _speed(10.0**power)) for power in _whole(y_low, y_high)
     ]
     for power in _whole(x_low, x_high):
         x = place(10**power, speeds[0])[0]
-        shapes.append(_text(x, bottom + 18, units.show_decimal(10**power, 0), "middle"))
+        shapes.append(svg_text(x, bottom + 18, units.show_decimal(10**power, 0), "middle"))
         shapes.append(f'<line x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{bottom}" stroke="#e4e4e4"/>')
-    shapes.append(_text((left + right) / 2, bottom + 38, "bytes read for each token", "middle"))
-    shapes.append(_text(left + 4, top + 8, "tokens/s"))
+    shapes.append(svg_text((left + right) / 2, bottom + 38, "bytes read for each token", "middle"))
+    shapes.append(svg_text(left + 4, top + 8, "tokens/s"))
     ordered = sorted(roof, key=lambda row: row[1])
     shapes.append(_line([place(n, s) for _, n, s in ordered], 0))
     for index, (name, n_bytes, per_second) in enumerate(ordered):
@@ -230,14 +232,14 @@ def _roofline_svg(roof, measured, says):
         shapes.append(_beside(x, y, f"{name}: {_speed(per_second)}", index, right))
         if measured.get(name):
             x, y = place(n_bytes, measured[name])
-            shapes += [_mark(x, y, 1), _text(x - 2, y + 22, f"{name} measured: {_speed(measured[name])}")]
-    return _svg("".join(shapes), 338, says)
+            shapes += [_mark(x, y, 1), svg_text(x - 2, y + 22, f"{name} measured: {_speed(measured[name])}")]
+    return svg_figure("".join(shapes), 338, says)
 
 
 def _beside(x, y, text, index, right):
     """A label above and to the right of its mark, or to the left where there is no room."""
     fits = x + 10 + LETTER * len(text) < right
-    return _text(x + 9, y - 7, text) if fits else _text(x - 12, y + 18, text, "end")
+    return svg_text(x + 9, y - 7, text) if fits else svg_text(x - 12, y + 18, text, "end")
 
 
 def _decades(values):
@@ -256,14 +258,11 @@ def _heading(text):
     return f"<h4>{html.escape(text)}</h4>"
 
 
-def _svg(shapes, height, says):
+def svg_figure(shapes, height, says):
     """A drawing as wide as the page allows; `says` is what screen readers say."""
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" width="100%" role="img" aria-label="{html.escape(says)}" '
         f'style="display:block;max-width:{WIDTH}px"><title>{html.escape(says)}</title>'
-        '<defs><pattern id="kit-files" width="8" height="8" patternUnits="userSpaceOnUse" '
-        'patternTransform="rotate(45)"><rect width="8" height="8" fill="#A9D8F2"/>'
-        '<line x1="0" y1="0" x2="0" y2="8" stroke="#fff" stroke-width="3"/></pattern></defs>'
         f"{shapes}</svg>"
     )
 
@@ -273,12 +272,13 @@ def _strip(pieces, scale, y):
     x, shapes = 0.0, []
     for name, n_bytes, colour, ink, hatched in pieces:
         w = WIDTH * n_bytes / scale
-        fill = "url(#kit-files)" if hatched else colour
         says = f"<title>{html.escape(name)}: {units.show(n_bytes, 2)}</title>"
-        box = f'<rect x="{x:.1f}" y="{y}" width="{w:.1f}" height="46" fill="{fill}" stroke="{INK}" stroke-width="0.8"/>'
-        label = ""
+        box = (
+            f'<rect x="{x:.1f}" y="{y}" width="{w:.1f}" height="46" fill="{colour}" stroke="{INK}" stroke-width="0.8"/>'
+        )
+        label = figures.hatching(x, y, w, 46, "#fff", 3, 11) if hatched else ""
         if w > LETTER * len(name) + 4:
-            label = _text(x + w / 2, y + 20, name, "middle", ink) + _text(
+            label += svg_text(x + w / 2, y + 20, name, "middle", ink) + svg_text(
                 x + w / 2, y + 38, units.show(n_bytes), "middle", ink
             )
         shapes.append(f"<g>{says}{box}{label}</g>")
@@ -286,17 +286,10 @@ def _strip(pieces, scale, y):
     return "".join(shapes)
 
 
-def _text(x, y, text, anchor="start", ink=INK, weight=400):
-    words = html.escape(str(text))
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="13" font-weight="{weight}" '
-        f'fill="{ink}">{words}</text>'
-    )
-
-
-def _grid_line(left, right, y, words):
+def grid_line(left, right, y, words):
+    """A pale line across, with its words on the left."""
     line = f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="#e4e4e4"/>'
-    return line + _text(left - 8, y + 4, words, "end")
+    return line + svg_text(left - 8, y + 4, words, "end")
 
 
 def _line(points, index):

@@ -9,6 +9,7 @@ from . import figures, figures_numbers
 from .need import need
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024)
+FOLLOWED = 8  # weights that `block_view` follows from the shortest block to the longest
 PER_CENT = tuple(range(5, 101, 5))
 
 
@@ -75,7 +76,7 @@ def clip_view(weights, bits, share):
 
 
 def block_panel(weights, bits=4):
-    """A slider for the length of a block; shows bits per weight and error (an `ipywidgets.VBox`)."""
+    """A slider for the length of a block; shows bits per weight, error, and one block (an `ipywidgets.VBox`)."""
     w = need("ipywidgets", "show the panel")
     texts = [(f"{length} weights", length) for length in LENGTHS]
     controls = {
@@ -84,22 +85,50 @@ def block_panel(weights, bits=4):
     }
     field = w.Dropdown(value=32, options=texts, description="block", layout=_wide(200))
     w.link((controls["length"], "value"), (field, "value"))
-    return _panel(controls, lambda length, bits: block_view(weights, bits, length), "240px", field)
+    return _panel(controls, lambda length, bits: block_view(weights, bits, length), "540px", field)
 
 
 def block_view(weights, bits, length):
-    """What `block_panel` shows for one choice, as HTML."""
+    """What `block_panel` shows for one choice, as HTML: what all blocks cost, and what one of them does."""
     from . import quant
 
-    parts = quant.simple_layout(length, bits)
-    lost = quant.error(weights, quant.in_blocks(weights, length, bits))
-    facts = {"bits per weight": f"{sum(part.per_weight for part in parts):.4g}", "SNR": f"{lost.snr_db:.1f} dB"}
-    facts["rmse"] = f"{lost.rmse:.5f}"
+    parts, back = quant.simple_layout(length, bits), quant.in_blocks(weights, length, bits)
+    lost = quant.error(weights, back)
+    facts = {"bits per weight": f"{sum(part.per_weight for part in parts):.4g}"}
+    facts["of them for the scale"] = f"{parts[0].per_weight:.4g}"
+    facts |= {"SNR": f"{lost.snr_db:.1f} dB", "rmse": f"{lost.rmse:.5f}"}
     return figures.page(
         figures_numbers.facts_html(facts),
         figures_numbers.layout_svg({"this": parts, **{name: quant.layout(name) for name in ("Q4_0", "Q8_0")}}),
+        *_one_block(weights, back, bits, length),
         figures_numbers.layout_table_html({"this": parts}),
     )
+
+
+def _one_block(weights, back, bits, length):
+    """The block of a few weights that lie near the row's largest: a block of 64 or more has it, one of 32 has not."""
+    import numpy as np
+
+    from . import quant
+
+    weights, n = np.asarray(weights, float).reshape(-1), min(FOLLOWED, length)
+    sizes = abs(weights)
+    first = (int(sizes.argmax()) // 32 ^ 1) * 32
+    first = first if first + n <= len(weights) else 0
+    start = first // length * length
+    follow, inside = slice(first, first + n), slice(first - start, first - start + n)
+    block, most = weights[start : start + length], float(sizes.max())
+    squeezed = quant.symmetric(block, bits)
+    svg = figures_numbers.levels_svg(block, squeezed, ends=(-most, most), follow=inside)
+    largest, zeros = sizes[start : start + length].max(), int((back[follow] == 0).sum())
+    said = (
+        f"One of these blocks: weights {start:,} to {start + length - 1:,}. Its largest weight has the size "
+        f"{largest:.3f} (the row's {most:.3f}), so its levels are {squeezed.scale:.4f} apart. "
+        f"Come back as 0: {zeros} of the {n} weights with dots."
+    )
+    head = ("weight", *(f"{x:.4f}" for x in weights[follow]))
+    rows = [("comes back as", *(f"{x:.4f}" for x in back[follow]))]
+    return f"<p>{said}</p>", svg, figures_numbers.table_html(head, rows)
 
 
 def _wide(pixels):

@@ -54,8 +54,8 @@ check.outcome("01-byte", 2**units.BITS_PER_BYTE, unit="numbers")
 # %% [markdown]
 # ## Why
 #
-# Each further bit doubles the choices. Taking half of the bits away takes far more than half of the choices: a 16-bit
-# number has thousands of neighbours to choose from, a 4-bit number has a handful. Lesson 02 lives with that handful.
+# Each further bit doubles the choices. Taking away half of the bits takes far more than half of the choices: 16 bits
+# have 65,536 of them, 8 bits 256, and 4 bits only 16. Lesson 02 lives with those 16.
 
 # %% [markdown]
 # ## Predict
@@ -104,6 +104,9 @@ check.predict("01-largest", guess)
 
 # %% [markdown]
 # ## Run
+#
+# FP32, FP16 and BF16 hold fractions, INT8 whole numbers. The last number of each line is the next one above 1: it says
+# how fine the steps are there.
 
 # %%
 for kind in quant.FORMATS.values():
@@ -140,6 +143,20 @@ print("stored:", quant.store(0.1, "FP16").value)
 #
 # - **FP16** spends more on the fraction: finer steps, small range. Beyond its range everything is "inf".
 # - **BF16** spends as much on the exponent as FP32 does: the range of FP32, coarse steps.
+#
+# Each tick is a number that the format can hold. Above just after 1, below from 1,000 on: where the numbers are larger,
+# the steps are larger too, in both formats.
+
+# %%
+lines = ""
+for low, high in ((1, 1 + 1 / 16), (1000, 1016)):
+    points = np.linspace(low, high, 1025)  # more than either format can tell apart
+    held = {f: sorted({quant.store(x, f).value for x in points}) for f in ("FP16", "BF16")}
+    lines += figures_numbers.number_line_html(held, low, high)
+HTML(lines)
+
+# %% [markdown]
+# What the formats make of a middling number, a large one and a tiny one:
 
 # %%
 for number in (3.14159265, 70000.0, 1e-30):
@@ -157,11 +174,12 @@ quant.store(0.1, "INT8")
 # %% [markdown]
 # ## Try
 #
-# Flip a bit. "Flip place" 0 is the leftmost bit; the field beside it takes the number too. Two jobs with the number 1
-# in BF16:
+# Flip a bit: move the slider and watch the lower row. Place 0 is the leftmost bit; the field takes the number too.
+# Three jobs with the number 1 in BF16:
 #
 # 1. Find the bit that turns 1 into something endless. Which part does it belong to?
 # 2. Find the bit whose flip changes 1 least. Which end is it at?
+# 3. Choose FP16 and do job 2 again. Is the smallest change finer or coarser, and why?
 
 # %%
 panels_numbers.flip_panel(1.0, "BF16")
@@ -189,6 +207,7 @@ answer = 3_000_000_000 * 16 / 8 / 1024**3
 # end solution
 expected = units.bytes_from_bits(3_000_000_000, 16) / units.GIB
 ideas = {"one byte for each weight, which would be 8 bits": expected / 2}
+ideas |= {"billions of bits, neither bytes nor GiB": 48}
 hints = ("16 bits are two bytes.", "Divide the bytes by 1024 three times.")
 check.number("01-three", answer, expected, unit="GiB", ideas=ideas, hints=hints)
 
@@ -226,6 +245,8 @@ answer = free_bytes / 2 / 1_000_000_000
 # end solution
 expected = free_bytes / units.bytes_from_bits(units.GB, 16)
 ideas = {"one byte for each weight": 2 * expected, "16 bytes for each weight": expected / 8}
+ideas |= {"GiB taken for billions of bytes": expected * units.GB / units.GIB}
+ideas |= {"the number of weights, not of billions": expected * units.GB}
 hints = ("Divide the free bytes by the bytes of one weight.", "A billion is 1,000,000,000.")
 check.number("01-own", answer, expected, unit="billion", ideas=ideas, hints=hints)
 

@@ -75,12 +75,28 @@ for name, back in (("one scale for 1,024 weights", one_scale), ("blocks of 32", 
     print(f"{name:27}: {zeros:6.1%} come back as 0; {quant.error(row, back)}")
 
 # %% [markdown]
+# See it happen to the second block, which has no outlier. Above it uses the scale of the whole row, below a scale of
+# its own. The weights and the axis are the same, only the levels differ: above, all but one lie far outside.
+
+# %%
+block = row[32:64]
+whole, own = quant.symmetric(block, 4, limit=np.abs(row).max()), quant.symmetric(block, 4)
+for name, squeezed in (("whole row", whole), ("its own", own)):
+    print(f"scale of {name:9}: {quant.error(block, squeezed.weights())}")
+ends = own.levels[0], own.levels[-1]
+above = figures_numbers.levels_svg(block, whole, names=("weights", "whole row"), ends=ends)
+HTML(above + figures_numbers.levels_svg(block, own, names=("weights", "its own"), ends=ends))
+
+# %% [markdown]
 # ## Try
 #
-# How long should a block be? Two jobs, at 4 bits:
+# How long should a block be? The bars show what a block costs, the picture below them what it does: eight weights that
+# lie near the largest one of the row. Three jobs, at 4 bits:
 #
-# 1. Find the shortest block that needs no more than 4.25 bits a weight. How many dB does it cost against 32?
-# 2. Which do you prefer: 4 bits in blocks of 8, or 5 bits in blocks of 32? Look at the bits *and* at the SNR.
+# 1. Go from 8 to 16, 32 and 64 weights, and watch the levels. Where does the outlier come in, and what becomes of the
+#    eight?
+# 2. Find the shortest block that needs no more than 4.25 bits a weight. How many dB does it cost against 32?
+# 3. Which do you prefer: 4 bits in blocks of 8, or 5 bits in blocks of 32? Look at the bits *and* at the SNR.
 
 # %%
 heavy = 0.02 * np.random.default_rng(3).standard_t(4, 4096)
@@ -175,7 +191,7 @@ print("bytes that differ when packed again:", (again != stored.raw).sum(), "of",
 # the offsets (O). Lesson 02, used twice.
 
 # %%
-names = ("Q4_1", "Q4_K", "Q6_K", "Q3_K", "Q2_K")
+names = ("Q4_0", "Q4_K", "Q2_K")
 HTML(figures_numbers.layout_html({name: quant.layout(name) for name in names}))
 
 # %% [markdown]
@@ -242,21 +258,21 @@ check.number("03-q80", answer, expected, unit="bits", ideas=ideas, hints=hints)
 # %% [markdown]
 # ## Exercise 2
 #
-# Which of these row lengths can be stored in Q4_K without falling back: `"960"`, `"1152"` or `"1536"`?
+# Which of these rows can be stored in Q4_K without falling back: the one of 960, 1152 or 1536 weights?
 
 # %%
 fits = next(n for n in (960, 1152, 1536) if n % formats.block_type("Q4_K").block_length == 0)
 # stub
 answer = ____
 # solution
-answer = "1536"
+answer = 1536
 # end solution
 ideas = {
-    "960": "a multiple of 32 is enough; Q4_K needs a multiple of 256",
-    "1152": "a multiple of 128 is enough; Q4_K needs a multiple of 256",
+    "a multiple of 32 is enough; Q4_K needs a multiple of 256": 960,
+    "a multiple of 128 is enough; Q4_K needs a multiple of 256": 1152,
 }
 hints = ("A super-block has 256 weights.", "Divide each by 256.")
-check.choice("03-rows", answer, str(fits), ideas=ideas, hints=hints)
+check.number("03-rows", answer, fits, "weights", tolerance=0, ideas=ideas, hints=hints)
 
 # %% [markdown]
 # ## Exercise 3
@@ -277,6 +293,7 @@ ideas = {
     "4 bits a weight, the scales forgotten": free_bytes * 8 / 4 / units.GB,
     "scale and offset, as in Q4_1": free_bytes * 8 / 5 / units.GB,
     "4.5 bytes a weight instead of bits": free_bytes / 4.5 / units.GB,
+    "the number of weights, not of billions": expected * units.GB,
 }
 hints = ("How many bits are free?", "Each weight takes 4.5 of them.")
 check.number("03-own", answer, expected, unit="billion", ideas=ideas, hints=hints)

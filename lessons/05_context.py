@@ -31,9 +31,10 @@ print(f"helpers {helpers.__version__}, Python {sys.version.split()[0]}")
 # %% [markdown]
 # ## Predict
 #
-# A model writes one token at a time, and for each one it looks back at all tokens before. So that it need not compute
-# them again, it keeps two rows of numbers for each token in each layer: a key (what is this token about?) and a value
-# (what does it have to say?). That is the KV cache.
+# A model writes one token (a piece of a word) at a time, and for each one it looks back at all tokens before. To save
+# computing them again, it keeps two rows of numbers for each token in each layer: a key (what is this token about?)
+# and a value (what does it have to say?). That is the KV cache. A layer looks back in several ways at once, by several
+# **heads**; those that keep a key and a value are the KV heads.
 #
 # Llama 3.1 8B: how many KiB does one single token add to it?
 
@@ -100,16 +101,22 @@ check.outcome("05-tricks", max(long) / min(long), unit="x")
 # %% [markdown]
 # ## See
 #
-# Each line starts at nothing and grows with the tokens. Three are straight. Look closely at the line of Gemma: it bends
-# early, and from there on it grows more slowly. The table has the same numbers; its last column is
-# the cache divided by the tokens, at the end of the line. (This Phi-3 mini was trained for 4,096 tokens only; its line
-# shows what longer ones would cost.)
+# Each line starts at nothing and grows with the tokens. The table has the same numbers; its last column is the cache
+# divided by the tokens, at the end of the line. (This Phi-3 mini was trained for 4,096 tokens only; its line shows what
+# longer ones would cost.)
 
 # %%
 from IPython.display import HTML
 
 names = [f"{models.get(name).title}, {trick}" for name, trick in tricks.items()]
 HTML(figures_machine.kv_growth_html(shown, n_ctx=32768, names=names))
+
+# %% [markdown]
+# The two at the bottom again, larger. Three of the four lines are straight; that of Gemma bends early, and from there
+# on it grows more slowly.
+
+# %%
+HTML(figures_machine.kv_growth_html(shown[2:], n_ctx=16384, names=names[2:], among=shown))
 
 # %% [markdown]
 # ## Why
@@ -247,7 +254,7 @@ check.number("05-window", answer, expected, unit="x", ideas=ideas, hints=hints)
 # %% [markdown]
 # ## Exercise 3
 #
-# About your own machine: if the cache of Llama 3.1 8B (f16) was alone in the memory that is free here, how many tokens
+# About your own machine: if the cache of Llama 3.1 8B (f16) were alone in the memory that is free here, how many tokens
 # would it hold? The cell prints what is free.
 
 # %%
@@ -305,6 +312,6 @@ print(f"predicted / measured = {predicted / measured:.2f}")
 # - You compared the ways to make it smaller: shared heads, a sliding window, one short vector, a smaller cache type.
 # - You found the context at which the cache costs more than the model.
 #
-# Words: KV cache, context length, `n_ctx`, GQA, sliding window, activation ([glossary](../lessons/glossary.md)).
+# Words: KV cache, context length, `n_ctx`, GQA, sliding window ([glossary](../lessons/glossary.md)).
 #
 # Next: [Your machine](06_your_machine.ipynb)

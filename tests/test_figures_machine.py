@@ -153,6 +153,16 @@ def test_lines_differ_without_colour():
         assert spec.title in svg.get("aria-label")
 
 
+def test_a_model_keeps_its_colour_in_the_next_figure():
+    def line(text, place):
+        shape = drawing(text).findall("polyline")[place]
+        return shape.get("stroke"), shape.get("stroke-dasharray")
+
+    both = [LLAMA, GEMMA]
+    alone = figures_machine.kv_growth_html([GEMMA], among=both)
+    assert line(alone, 0) == line(figures_machine.kv_growth_html(both), 1)
+
+
 def test_labels_do_not_lie_on_each_other():
     assert figures_machine._spread([10, 11, 12], 18, 0, 300) == [10, 28, 46]
     assert figures_machine._spread([12, 10], 18, 0, 300) == [28, 10]
@@ -183,6 +193,7 @@ def test_a_card_has_a_strip_of_its_own_to_the_same_scale():
     text = figures_machine.machine_html(pretend(free=8, total=8, vram=4), needs_bytes=2 * units.GIB)
     widths = list(boxes(drawing(text)).values())
     assert widths == pytest.approx([860, 430, 215], abs=0.1)
+    assert "this machine" not in figures_machine.machine_html(pretend(), title="Another")
 
 
 def test_unified_memory_is_not_counted_twice():

@@ -31,7 +31,8 @@ def test_every_bit_is_drawn_and_told():
     svg = drawn(text)
     digits = "".join(said for said in texts(svg) if said in ("0", "1"))
     assert digits == "".join(number.bits for number in numbers)
-    assert texts(svg).count("▼ flipped") == 2
+    assert texts(svg).count("▼ flipped") == 1, "only the last number has it flipped"
+    assert [said for said in texts(svg) if said in ("before", "after")] == ["before", "after"]
     assert svg.get("role") == "img" and all(str(number) in svg.get("aria-label") for number in numbers)
     assert "0.0999755859" in cells(text) and "1001100110" in cells(text) and "-3" in cells(text)
 
@@ -50,6 +51,37 @@ def test_levels_show_what_is_clipped_by_shape_too():
 
 def test_levels_of_a_constant_row():
     assert "0.3" in figures_numbers.levels_html([0.3, 0.3], quant.asymmetric([0.3, 0.3], 4))
+
+
+def test_a_number_line_has_a_tick_for_each_number():
+    text = figures_numbers.number_line_html({"<b>": [1.0, 1.25, 1.5], "b": [1.0, 1.5]}, 1, 1.5)
+    paths = [path.get("d") for path in drawn(text).iter(f"{SVG}path")]
+    assert [path.count("M") for path in paths] == [3, 2] and paths[1].startswith("M100.0 ") and "M830.0 " in paths[1]
+    assert cells(text) == ["&lt;b&gt;", "3", "1", "1.25", "0.25", "b", "2", "1", "1.5", "0.5"]
+
+
+def test_two_pictures_of_levels_can_share_an_axis():
+    wide, narrow = quant.symmetric(ROW, 4, limit=1), quant.symmetric(ROW, 4)
+    ends = narrow.levels[0], narrow.levels[-1]
+    above, below = (drawn(figures_numbers.levels_svg(ROW, squeezed, ends=ends)) for squeezed in (wide, narrow))
+    first, second = ([dot.get("cx") for dot in svg.iter(f"{SVG}circle")] for svg in (above, below))
+    assert first == second and len(first) == 64
+    assert "levels on this axis: 1 of 15" in texts(above)[-1] and "axis" not in texts(below)[-1]
+    for line in above.iter(f"{SVG}line"):
+        assert 90 <= float(line.get("x1")) <= 860 and 90 <= float(line.get("x2")) <= 860
+
+
+def test_a_block_that_takes_the_outlier_in_has_wider_levels():
+    row = np.tile(ROW, 2)
+    row[40] = 1.0
+    short, long = (panels_numbers.block_view(row, 4, length) for length in (32, 64))
+    assert "weights 0 to 31." in short and "weights 0 to 63." in long and "levels are 0.1429 apart" in long
+    svgs = [drawn(text[text.rindex("<svg") :]) for text in (short, long)]
+    dots = [[dot.get("cx") for dot in svg.iter(f"{SVG}circle")] for svg in svgs]
+    assert dots[0] == dots[1] and len(dots[0]) == 8, "the same weights on the same axis"
+    zeros = [int(re.search(r"Come back as 0: (\d)", text)[1]) for text in (short, long)]
+    assert zeros[0] < zeros[1] == 8
+    assert "weights 0 to 3." in panels_numbers.block_view([0.0] * 8, 4, 4)
 
 
 def test_layouts_are_as_long_as_their_bits():

@@ -324,6 +324,7 @@ MAKE = {
     "figures_machine.machine_html": lambda name: figure(name, MACHINE, title=BAD),
     "figures_machine.roofline_html": lambda name: figure(name, [(BAD, 5), ("b", 50)], 100, {BAD: 3}),
     "figures_numbers.facts_html": lambda name: figure(name, {BAD: BAD}),
+    "figures_numbers.number_line_html": lambda name: figure(name, {BAD: [1.0, 1.5]}, 1, 2),
     "figures_numbers.table_html": lambda name: figure(name, (BAD,), [(BAD,)]),
     "figures_quality.loss_html": lambda name: figure(
         name, [a_row(), *quality_rows()], [published()], front=[BAD], title=BAD
