@@ -462,7 +462,7 @@ PREFIXES = {"K": (units.KIB, units.KB), "M": (units.MIB, units.MB), "G": (units.
 PREFIXES["T"] = (units.TIB, units.TB)
 BIT_UNITS = ("bit", "bits", "bpw", "bits per weight")
 RATIO_UNITS = ("", "%", "x", "times", "ratio", "fraction")
-SIZE_UNIT = re.compile(r"(bytes?|([KMGT]i?)?B)?(/.+)?")
+SIZE_UNIT = re.compile(r"(bytes?|([KMGT]i?)?B)(/.+)?")
 
 
 def usual_ideas(expected, unit=""):

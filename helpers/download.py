@@ -239,12 +239,12 @@ def _fetch(repo, filename, revision, sha256, size_bytes, dest, progress, confirm
         path = _place(repo, filename, revision, dest)
         if path.is_file():
             return _checked(path, sha256, size_bytes, progress)
-    if _offline(offline):
+    if is_offline(offline):
         raise DownloadError(
             f"{filename} of {repo} is not on this computer and the network is switched off (HF_HUB_OFFLINE or "
             "offline=True). Unset it, or use the packaged model: download.default_model()."
         )
-    url = hf_hub_url(repo, filename, revision=revision, endpoint=_endpoint())
+    url = hf_hub_url(repo, filename, revision=revision, endpoint=hub_address())
     metadata = get_hf_file_metadata(url)
     want = _expected(metadata, url, filename, revision, sha256, size_bytes)
     path, size = _place(repo, filename, want.commit, dest), want.size
@@ -365,7 +365,8 @@ def client(purpose):
     return hub
 
 
-def _offline(offline):
+def is_offline(offline):
+    """Whether the network is not to be asked: as the caller says or, for None, as `HF_HUB_OFFLINE` does."""
     from huggingface_hub import constants
 
     if offline is not None:
@@ -373,7 +374,8 @@ def _offline(offline):
     return constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
 
 
-def _endpoint():
+def hub_address():
+    """The hub's own address, or that of the mirror which `HF_ENDPOINT` names."""
     from huggingface_hub import constants
 
     return os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")  # read now: the client reads it at import
@@ -398,8 +400,8 @@ def _expected(metadata, url, filename, revision, sha256, size_bytes):
     """What will come, after comparing it with what the caller wants."""
     if metadata.commit_hash is None or metadata.etag is None:
         raise DownloadError(
-            f"The answer from {_shown(url)} did not come from a model hub. Is there a log-in page of the network in "
-            "between, or a wrong HF_ENDPOINT? Open the address in a browser."
+            f"The answer from {without_secrets(url)} did not come from a model hub. Is there a log-in page of the "
+            "network in between, or a wrong HF_ENDPOINT? Open the address in a browser."
         )
     if COMMIT.fullmatch(revision) and metadata.commit_hash != revision:
         said = _word(metadata.commit_hash)
@@ -628,18 +630,19 @@ def _both_units(size):
     return "size unknown" if size is None else f"{units.show_decimal(size)} ({units.show(size)})"
 
 
-def _chain(error):
+def causes(error):
+    """An error, what it was raised from, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _is_cut_line(error):
-    names = {type(e).__name__ for e in _chain(error)}
+    names = {type(e).__name__ for e in causes(error)}
     return bool(names & {"ReadError", "RemoteProtocolError", "ReadTimeout", "ConnectionResetError", "CutLine"})
 
 
-def _shown(text):
+def without_secrets(text):
     """A text without the secrets of the addresses in it: passwords before the server, signatures behind the path."""
     return re.sub(r"\?\S+", "", re.sub(r"//[^/\s]*@", "//", str(text)))
 
@@ -660,11 +663,11 @@ def _explain(error, repo, filename, revision):
     """One sentence about what went wrong, and one about what to do."""
     from huggingface_hub import errors
 
-    hub = _shown(_endpoint())
+    hub = without_secrets(hub_address())
     page = f"{hub}/{repo}"
     what = f"{filename} of {repo}"
     status = getattr(getattr(error, "response", None), "status_code", None)
-    names = {type(e).__name__ for e in _chain(error)}
+    names = {type(e).__name__ for e in causes(error)}
     if isinstance(error, errors.GatedRepoError):
         return (
             f"{repo} is gated: its owner wants you to accept a licence first. Open {page}, accept, then log in with "
@@ -706,11 +709,11 @@ def _explain(error, repo, filename, revision):
     cut = {"ConnectError", "ProxyError", "ConnectionRefusedError", "gaierror", "ReadError", "RemoteProtocolError"}
     if names & {*cut, "CutLine"}:
         return (
-            f"The line to {hub} failed for {what} ({_shown(error)}). Check the network or the proxy, or set "
+            f"The line to {hub} failed for {what} ({without_secrets(error)}). Check the network or the proxy, or set "
             "HF_ENDPOINT to a mirror; call fetch again: what has arrived is kept. Without any network there is "
             "download.default_model()."
         )
-    return f"{what} could not be downloaded: {type(error).__name__}: {_shown(error)}"
+    return f"{what} could not be downloaded: {type(error).__name__}: {without_secrets(error)}"
 
 
 def main(arguments):

@@ -37,6 +37,9 @@ STATUSES = (
     *((f"{fit.SIGNS[status]} {says}", status) for status, says in zip(fit.STATUSES, (
         "something fits", "tight at best", "only from disk", "nothing fits"), strict=True)),
 )  # fmt: skip
+BY_SPEED = "most tokens/s"
+ORDERS = (*fit.ORDERS, BY_SPEED)
+MEASURE_S = 8.0  # what `speed.calibrate` may take when somebody asks for it
 NOBODY = "(none)"
 START_CURVES = ("llama-3.1-8b", "gemma-3-4b", "qwen3-1.7b")
 PRETENDED_GIB = 8.0
@@ -64,35 +67,80 @@ OFFLOAD_VIEWS = ("Numbers", "Code and commands")
 # --- what the panels show, as pure data ----------------------------------------------------------------------------
 
 
-def compare_view(rows, choice, quantizations=fit.LADDER):
-    """The grid of `compare_panel` and a line about it: `rows` from `fit.compare`; `choice` has text, status, order."""
-    left = fit.sort_rows(fit.choose_rows(rows, choice["text"], choice["status"]), choice["order"])
+def compare_view(rows, choice, quantizations=fit.LADDER, calibration=None):
+    """The grid of `compare_panel` and a line about it: `rows` from `fit.compare`; `choice` has text, status, order.
+
+    `calibration`: a `speed.Calibration`; without it no speed is foreseen.
+    """
+    left = fit.choose_rows(rows, choice["text"], choice["status"])
+    answers = {row.spec.name: _answer(row, calibration) for row in left} if calibration else {}
+    if choice["order"] == BY_SPEED:
+        left = sorted(left, key=lambda row: -getattr(answers.get(row.spec.name), "likely", 0))
+    else:
+        left = fit.sort_rows(left, choice["order"])
     losses = {name: models.published_loss(name) for name in quantizations}
+    on_gpu = any(needs.by_device for row in left for needs, _ in row.cells.values())
+    paces = {name: _pace_texts(band, calibration) for name, band in answers.items() if band}
     return {
         "rows": left,
-        "grid": figures.grid_html(left, quantizations, losses),
-        "note": figures.page(_known(left)),
+        "grid": figures.grid_html(left, quantizations, losses, paces),
+        "note": figures.page(figures.note_html(_speeds(calibration, on_gpu)), _known(left)),
     }
+
+
+def _answer(row, calibration):
+    """Tokens/s of an answer of a model's best quantization, a `Band`, or None where nothing is foreseen."""
+    if not row.best:
+        return None
+    return _band(row.spec, row.best, calibration, row.cells[row.best][0].settings["n_gpu_layers"])
+
+
+@functools.lru_cache(maxsize=1024)  # a slider of the context seldom changes it
+def _band(spec, quantization, calibration, n_gpu_layers):
+    try:
+        return speed.predict(spec, quantization, 0, calibration, n_gpu_layers=n_gpu_layers).answer
+    except ValueError:  # an unknown card, or a type of tensors that nobody timed
+        return None
+
+
+def _pace_texts(band, calibration):
+    """(the likeliest, the band); without a measurement the band alone."""
+    wide = f"{figures_speed.speed_text(band.low)} to {figures_speed.speed_text(band.high)}"
+    return ("" if calibration.source == "assumed" else figures_speed.speed_text(band.likely)), wide
+
+
+def _speeds(calibration, on_gpu):
+    """How the tokens/s of the grid are known."""
+    if calibration is None:
+        return "Tokens/s: not foreseen."
+    says = "Tokens/s: answers of the best that fits, while the context is short. "
+    if on_gpu and not calibration.gpu_bytes_per_s:
+        says += f"The bandwidth of {calibration.gpu_name or 'this card'} is not known here, so none is foreseen on it. "
+    return (
+        says
+        + ("Formula. " if calibration.source == "assumed" else "Formula, calibrated. ")
+        + " ".join(calibration.notes)
+    )
 
 
 def _known(left):
     quality, fitting = models.published_quality(), sum(bool(row.best) for row in left)
     says = (
-        f"{len(left)} models, {fitting} of them fit. Totals and reads per token (weights alone): formula. Loss: "
+        f"{len(left)} models, {fitting} of them fit. Totals and reads (weights that a token reads): formula. Loss: "
         f"published, perplexity of {quality['model']} on {quality['text']} against F16 (IQ types with an "
         "importance matrix); small models lose more."
     )
     return figures.note_html(says, quality["link"])
 
 
-def chosen_view(choice, machine):
+def chosen_view(choice, machine, calibration=None):
     """One cell in full: `choice` has "model", "quantization" and any of `memory.Settings`."""
     spec, settings = _spec_and_settings(choice)
     needs = memory.estimate(spec, choice["quantization"], **vars(settings))
     verdict = fit.judge(needs, machine)
     pieces = commands.everywhere(spec, choice["quantization"], settings)
     name = figures.note_html(f"{needs.name}: {formats.quantization(choice['quantization']).says}")
-    pace = figures.note_html(_pace(spec, choice["quantization"], settings, machine))
+    pace = figures.note_html(_pace(spec, choice["quantization"], settings, calibration or machine))
     return {
         "estimate": needs,
         "verdict": verdict,
@@ -105,10 +153,10 @@ def chosen_view(choice, machine):
     }  # fmt: skip
 
 
-def _pace(spec, quantization, settings, machine):
+def _pace(spec, quantization, settings, where):
     """The speed of an answer in a line, or why it cannot be foreseen."""
     try:
-        found = speed.predict(spec, quantization, 0, machine, n_gpu_layers=settings.n_gpu_layers)
+        found = speed.predict(spec, quantization, 0, where, n_gpu_layers=settings.n_gpu_layers)
     except ValueError as error:  # an unknown card, or a type of tensors that nobody timed
         return f"Speed: {error}"
     said = f"Speed, if it fits: {figures_speed.band_text(found.answer)} tokens/s (formula). "
@@ -458,9 +506,10 @@ def _grid_class():
 class Compare(_Panel):
     """Every model at every quantization; a cell that is picked is shown in full."""
 
-    def __init__(self, machine, model, quantization, n_ctx):
+    def __init__(self, machine, model, quantization, n_ctx, calibration=None):
         super().__init__()
         self.computed = self.rows = None
+        self.calibration = calibration
         model, quantization = models.get(model).name, formats.quantization(quantization).name
         first = [
             *self._context(n_ctx),
@@ -468,6 +517,12 @@ class Compare(_Panel):
             self._number("slots", 1, 1, 64, "Slots", 100, 40),
         ]
         second = self._machine_row(machine, vram=True)
+        self.measure = self.w.Button(
+            description="measure speed", layout={"width": "125px"},
+            tooltip=f"Time the packaged model on this computer, about {MEASURE_S:.0f} s; narrows the tokens/s",
+        )  # fmt: skip
+        self.measure.on_click(self._measure)
+        second.children = (*second.children, self.measure)
         self.inputs["text"] = self.w.Text(description="Filter", placeholder="name or family", layout={"width": "230px"},
                                           style={"description_width": "82px"})  # fmt: skip
         self.inputs["on_gpu"] = self.w.Checkbox(value=True, description="all on the GPU", indent=False,
@@ -475,18 +530,19 @@ class Compare(_Panel):
         third = [
             self.inputs["text"],
             self._dropdown("status", "", STATUSES, "Models", 210, 60),
-            self._dropdown("order", fit.ORDERS[0], fit.ORDERS, "Sort by", 235, 60),
+            self._dropdown("order", ORDERS[0], ORDERS, "Sort by", 235, 60),
             self.inputs["on_gpu"],
         ]
         self.grid = _grid_class()(height="262px", picked=f"{model}|{quantization}")
-        self.note = self.w.HTML()
+        self.note = self.w.HTML(layout=_fixed(86))
         fourth = [
             self._dropdown("model", model, models.names(), "Model", 330),
             self._dropdown(
-                "quantization", quantization, tuple(dict.fromkeys((*fit.LADDER, quantization))), "Quantization", 200, 90
+                "quantization", fit.suited(models.get(model), quantization),
+                tuple(dict.fromkeys((*fit.LADDER, "MXFP4", quantization))), "Quantization", 200, 90,
             ),
-        ]
-        self._views(CHOSEN_VIEWS, 220)
+        ]  # fmt: skip
+        self._views(CHOSEN_VIEWS, 270)
         self.result.layout = _fixed(150)
         box = functools.partial(self.w.HBox, layout=ROW)
         rows = [box(first), second, box(third), self.grid, self.note, box(fourth), self.result, self.view, self.details]
@@ -508,18 +564,46 @@ class Compare(_Panel):
         if self.quiet:
             return
         model, _, quantization = change["new"].partition("|")
-        if model in models.names() and quantization in fit.LADDER:
+        if model in models.names() and quantization in fit.quantizations_of(models.get(model)):
             with self._quietly():
                 self.inputs["model"].value, self.inputs["quantization"].value = model, quantization
             self._show_chosen()
 
+    def _follow(self, widget):
+        self.inputs["quantization"].value = fit.suited(
+            models.get(self.inputs["model"].value), self.inputs["quantization"].value
+        )
+
+    @shown
+    def _measure(self, _):
+        self.measure.disabled, self.measure.description = True, "measuring ..."
+        threading.Thread(target=self._calibrate, daemon=True).start()
+
+    def _calibrate(self):
+        """In the other thread: a short run of the packaged model."""
+        try:
+            found = speed.calibrate(seconds=MEASURE_S)
+            with self.lock:
+                self.calibration = found
+                self._refresh()
+        except Exception as error:  # no model, no memory for it: its sentence belongs on the screen
+            with self.lock:
+                self._fail(error)
+        finally:
+            self.measure.disabled, self.measure.description = False, "measure again"
+
     def _refresh(self):
         self._show_machine_controls()
         settings, machine = self._settings(), self.machine
+        here = self.inputs["which"].value == "here"
+        can = here and engine.available() and machine.system != "imagined"
+        self.measure.layout.display = None if can else "none"
+        self.where = self.calibration if here and self.calibration else speed.assumed(machine)
         self.inputs["on_gpu"].layout.display = None if machine.gpus else "none"
         if self.computed != (settings, machine):
             self.rows, self.computed = fit.compare(machine, **settings), (settings, machine)
-        view = compare_view(self.rows, {name: self.inputs[name].value for name in ("text", "status", "order")})
+        choice = {name: self.inputs[name].value for name in ("text", "status", "order")}
+        view = compare_view(self.rows, choice, calibration=self.where)
         with self._quietly():
             self.grid.html = view["grid"]
             self.grid.picked = f"{self.inputs['model'].value}|{self.inputs['quantization'].value}"
@@ -528,7 +612,7 @@ class Compare(_Panel):
 
     def _show_chosen(self):
         chosen = {name: self.inputs[name].value for name in ("model", "quantization")}
-        self._show(chosen_view({**chosen, **self._settings()}, self.machine))
+        self._show(chosen_view({**chosen, **self._settings()}, self.machine, self.where))
 
 
 # --- memory against context ----------------------------------------------------------------------------------------
@@ -751,7 +835,7 @@ class Offload(_Panel):
         self.pretended = self.w.HTML()
         box = functools.partial(self.w.HBox, layout=ROW)
         self.vram_row = box([vram, self.inputs["vram"], self.pretended])
-        self._views(OFFLOAD_VIEWS, 220)
+        self._views(OFFLOAD_VIEWS, 375)
         self.result.layout = _fixed(296)
         rows = [box(first), box(second), box([self.layers, field, self.most]), machine_row, self.vram_row]
         with self._quietly():

@@ -3,6 +3,7 @@
 What moves with a slider is an SVG string (a few KB, readable by screen readers); what one explores is a plotly figure.
 """
 
+import functools
 import html
 import itertools
 import math
@@ -12,6 +13,7 @@ from collections import Counter
 from . import fit, formats, memory, units
 from .need import need
 
+INK = "#1b1b1b"
 # Okabe and Ito's palette, told apart with any kind of colour vision; patterns repeat the distinction.
 COLOURS = {
     "weights": "#0072B2",
@@ -61,17 +63,42 @@ STYLE = """<style>
 .kit a{color:#0060A0;text-decoration:underline}
 </style>"""
 
-HATCH = (
-    '<defs><pattern id="kit-hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-    '<rect width="6" height="6" fill="#DDDDDD"/><line x1="0" y1="0" x2="0" y2="6" stroke="#999" stroke-width="2"/>'
-    "</pattern></defs>"
-)
-
 
 def page(*pieces):
     """Pieces of HTML with the kit's style, ready for `ipywidgets.HTML` or `IPython.display.HTML`."""
     content = "".join(pieces)
     return f'{STYLE}<div class="kit">{units.printable(content, len(content))}</div>'
+
+
+def svg_text(x, y, said, anchor="start", ink=INK, weight=400, size=13):
+    """Words in a drawing, from `x` on, around it ("middle") or up to it ("end"); escaped."""
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}" fill="{ink}">'
+        f"{html.escape(str(said))}</text>"
+    )
+
+
+def svg_line(x1, y1, x2, y2, colour, width=1.0, dashes=""):
+    """A straight line in a drawing."""
+    dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line {ends} stroke="{colour}" stroke-width="{width}"{dashed}/>'
+
+
+_small = functools.partial(svg_text, size=12)
+
+
+def hatching(x, y, width, height, ink, pen=2, step=8.5):
+    """Slanting lines in a rectangle of an SVG, each one drawn.
+
+    A `<pattern>` is found by its id, the first on the page; where that one is in a hidden tab, nothing is painted.
+    """
+    lines = []
+    for n in range(-int(height / step), math.ceil(width / step)):
+        left, right = max(n * step, 0), min(n * step + height, width)
+        down = y + height + n * step
+        lines.append(f"M{x + left:.1f} {down - left:.1f}L{x + right:.1f} {down - right:.1f}")
+    return f'<path d="{"".join(lines)}" stroke="{ink}" stroke-width="{pen}"/>'
 
 
 def sentence_html(verdict):
@@ -108,7 +135,7 @@ def memory_bar_svg(estimate, verdict, width=860):
     return (
         f'<svg viewBox="0 0 {width} 74" width="100%" height="74" role="img" aria-label="{html.escape(title)}" '
         f'preserveAspectRatio="none" style="display:block;max-width:{width}px"><title>{html.escape(title)}</title>'
-        f"{HATCH}{''.join(shapes)}"
+        f"{''.join(shapes)}"
         f'<line x1="{limit:.1f}" y1="4" x2="{limit:.1f}" y2="74" stroke="#1b1b1b" stroke-width="3" '
         'stroke-dasharray="7 4"/>'
         f'<text x="{limit + shift:.1f}" y="14" text-anchor="{anchor}" font-size="13" font-weight="600" fill="#1b1b1b">'
@@ -140,16 +167,16 @@ def _ink(part):
 
 
 def _segment(part, n_bytes, x, width, y=22):
-    fill = "url(#kit-hatch)" if part == "others" else COLOURS[part]
-    return _block(NAMES[part], units.show(n_bytes), x, width, fill, _ink(part), y, units.show(n_bytes, 2))
+    exact = units.show(n_bytes, 2)
+    return _block(NAMES[part], units.show(n_bytes), x, width, COLOURS[part], _ink(part), y, exact, part == "others")
 
 
-def _block(name, number, x, width, fill, ink, y, exact=None):
+def _block(name, number, x, width, fill, ink, y, exact=None, hatched=False):
     """A rectangle that carries its name and number where they have room, and always says them."""
-    label = ""
+    label = hatching(x, y, width, 48, "#999") if hatched else ""
     if width > 7.2 * len(name) + 6:
         middle = f'x="{x + width / 2:.1f}" text-anchor="middle" fill="{ink}"'
-        label = f'<text {middle} y="{y + 22}" font-size="13">{name}</text>'
+        label += f'<text {middle} y="{y + 22}" font-size="13">{name}</text>'
         label += f'<text {middle} y="{y + 39}" font-size="12">{number}</text>'
     return (
         f"<g><title>{name}: {exact or number}</title>"
@@ -260,17 +287,18 @@ def table_html(head, rows, left=1, fixed=True):
 def compare_figure(columns, title="Predicted, reserved, resident"):
     """Stacked bars side by side (plotly); `columns` maps a name to {part: bytes}. Its twin: `compare_table_html`."""
     go = need("plotly.graph_objects", "draw this figure")
-    parts = [part for part in (*memory.PARTS, *RESIDENT) if any(part in column for column in columns.values())]
+    parts = [part for part in (*memory.PARTS, *RESIDENT) if any(column.get(part) for column in columns.values())]
+    readable = max(sum(column.values()) for column in columns.values()) / 20
     colours = {**COLOURS, "file": "#56B4E9", "anonymous": "#D55E00"}
     names = {**NAMES, **RESIDENT}
     figure = go.Figure()
     for part, pattern in zip(parts, itertools.cycle(PATTERNS), strict=False):
         values = [column.get(part, 0) / units.MIB for column in columns.values()]
-        text = [units.show(column[part]) if column.get(part, 0) > 8 * units.MIB else "" for column in columns.values()]
+        text = [units.show(column[part]) if column.get(part, 0) > readable else "" for column in columns.values()]
         figure.add_bar(
             x=list(columns), y=values, name=names[part], text=text, marker_color=colours[part],
             marker_pattern_shape=pattern, marker_pattern_fgopacity=0.25, textfont_color=_ink(part),
-            hovertemplate="%{y:.1f} MiB<extra>%{fullData.name}</extra>",
+            textposition="inside", hovertemplate="%{y:.1f} MiB<extra>%{fullData.name}</extra>",
         )  # fmt: skip
     figure.update_layout(
         barmode="stack", title=title, yaxis_title="MiB", template="plotly_white", height=400, font_size=14,
@@ -299,7 +327,7 @@ def compare_table_html(columns):
         rows.append(f'<tr><td>{html.escape(name)}</td><td class="l">{parts}</td>{numbers}</tr>')
     head = '<tr><th scope="col">what</th><th class="l" scope="col">parts</th>'
     head += '<th scope="col">total</th><th scope="col">ratio</th></tr>'
-    return page(f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>")
+    return page(_table(head, "".join(rows), ' style="table-layout:auto"'))
 
 
 def context_table_html(specs, quantization, contexts=fit.CONTEXTS, **settings):
@@ -331,9 +359,12 @@ GRID_STYLE = (
     "<style>.kit .g td,.kit .g th{padding:1px 3px;font-size:12px;line-height:1.25;text-align:center}"
     ".kit .g thead th{position:sticky;top:0;z-index:1;background:#fff;box-shadow:0 1px #999}"
     ".kit .g th[scope=row],.kit .g td.b{text-align:left;white-space:normal;font-weight:400}"
-    ".kit .g small{font-size:11px;color:#444}"
+    ".kit .g th.b{text-align:left}"
+    ".kit .g small{font-size:11px;color:#444;font-weight:400;white-space:nowrap}"
+    ".kit .fixed{table-layout:fixed}.kit .fixed col{width:7.25%}"  # known widths: nothing jumps, and drawn faster
+    ".kit .fixed col.model{width:17.75%}.kit .fixed col.best{width:8%}.kit .fixed col.pace{width:9%}"
     ".kit .g thead th{white-space:nowrap}"
-    ".kit .g [data-quantization]{cursor:pointer;border:2px solid #fff;min-width:50px}"
+    ".kit .g [data-quantization]{cursor:pointer;border:2px solid #fff;padding:1px}"
     ".kit .g [aria-selected=true]{box-shadow:inset 0 0 0 2px #1b1b1b;font-weight:700}"
     ".kit .g [data-quantization]:focus{outline:3px solid #0072B2;outline-offset:-2px}"
     + "".join(
@@ -355,46 +386,57 @@ def note_html(text, link=""):
     return f'<p class="note">{html.escape(text)}{source}</p>'
 
 
-def grid_html(rows, quantizations, losses=None):
+def grid_html(rows, quantizations, losses=None, paces=None):
     """Models x quantizations as a table: each cell says its total and its verdict by sign, word and colour.
 
     With layers on a GPU the total is of both memories together.
 
-    `rows` come from `fit.compare`; `losses` maps a quantization to its published loss. A cell carries its quantization
-    and its row its model (`data-quantization`, `data-model`), so that a click can be told from another.
+    `rows` come from `fit.compare`; `losses` maps a quantization to its published loss; `paces` maps a model's name to
+    its tokens/s, a pair of texts: the likeliest figure ("" where there is none) and the band. A cell carries its
+    quantization and its row its model (`data-quantization`, `data-model`), so that a click can be told from another.
     """
     columns = "".join(
         f'<th scope="col" title="{html.escape(formats.quantization(name).says)}">{name}'
         f"<br><small>{_loss((losses or {}).get(name))}</small></th>"
         for name in quantizations
     )
-    best = '<th scope="col">best that fits<br><small>reads per token</small></th>'
+    best = '<th class="b" scope="col" title="the best that fits; what a token reads">best<br><small>reads</small></th>'
+    best += '<th scope="col">tokens/s<br><small>answer</small></th>'
     head = f'<tr><th scope="col">model<br><small>weights</small></th>{best}{columns}</tr>'
-    body = "".join(_grid_row(row, quantizations) for row in rows)
+    body = "".join(_grid_row(row, quantizations, (paces or {}).get(row.spec.name, ("", "-"))) for row in rows)
     if not rows:
-        body = f'<tr><td class="b" colspan="{len(quantizations) + 2}">No model is left. Empty the filters.</td></tr>'
-    return GRID_STYLE + page(_table(head, body, ' class="g" role="grid" aria-label="Models and quantizations"'))
+        body = f'<tr><td class="b" colspan="{len(quantizations) + 3}">No model is left. Empty the filters.</td></tr>'
+    widths = '<colgroup><col class="model"><col class="best"><col class="pace">' + "<col>" * len(quantizations)
+    table = _table(
+        head, body, ' class="g fixed" role="grid" aria-label="Models and quantizations"', f"{widths}</colgroup>"
+    )
+    return GRID_STYLE + page(table)
 
 
-def _table(head, body, more=""):
-    return f"<table{more}><thead>{head}</thead><tbody>{body}</tbody></table>"
+def _table(head, body, more="", widths=""):
+    return f"<table{more}>{widths}<thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
-def _grid_row(row, quantizations):
+def _grid_row(row, quantizations, pace):
     name = html.escape(row.spec.title or row.spec.name)
     head = f'<th scope="row">{name}<br><small>{units.show_count(row.spec.n_params)}</small></th>'
     if row.problem:
-        body = f'<td class="b" colspan="{len(quantizations) + 1}">{html.escape(row.problem)}</td>'
+        body = f'<td class="b" colspan="{len(quantizations) + 2}">{html.escape(row.problem)}</td>'
     else:
         best = f"{row.best}<br><small>{_reads(row.cells[row.best][0])}</small>" if row.best else "none"
-        body = f'<td class="b">{best}</td>' + "".join(_grid_cell(name, *row.cells[name]) for name in quantizations)
+        likely = f"<b>{pace[0]}</b><br>" if pace[0] else ""
+        body = f'<td class="b">{best}</td><td>{likely}<small>{pace[1]}</small></td>'
+        span = len(quantizations) if len(row.cells) == 1 < len(quantizations) else 1  # the only form of this model
+        body += "".join(_grid_cell(name, *row.cells[name], span) for name in row.cells)
     return f'<tr data-model="{html.escape(row.spec.name)}">{head}{body}</tr>'
 
 
-def _grid_cell(quantization, estimate, verdict):
-    digits = int(estimate.total_bytes >= units.GIB)
+def _grid_cell(quantization, estimate, verdict, span=1):
+    digits = int(units.GIB <= estimate.total_bytes < 100 * units.GIB)
     says = f"{units.show(estimate.total_bytes, digits)}<br>{fit.SIGNS[verdict.status]} {WORDS[verdict.status]}"
-    return f'<td class="{verdict.status}" data-quantization="{quantization}">{says}</td>'
+    wide = f' colspan="{span}"' if span > 1 else ""
+    only = f"{quantization}, the only form of this model: " if span > 1 else ""
+    return f'<td class="{verdict.status}" data-quantization="{quantization}"{wide}>{only}{says}</td>'
 
 
 def _reads(estimate):
@@ -452,12 +494,12 @@ def _axes(contexts, low, high, x, y):
     for power in range(0, doublings + 1, every):
         n_bytes = low * 2**power
         yield f'<path d="M{PLOT["left"]} {y(n_bytes):.1f}H{PLOT["right"]}" stroke="#e0e0e0"/>'
-        yield _words(PLOT["left"] - 5, y(n_bytes) + 4, units.show(n_bytes, 0), "end")
+        yield _small(PLOT["left"] - 5, y(n_bytes) + 4, units.show(n_bytes, 0), "end")
     for n_ctx in contexts:
         yield f'<path d="M{x(n_ctx):.1f} {PLOT["top"]}V{PLOT["bottom"]}" stroke="#efefef"/>'
-        yield _words(x(n_ctx), PLOT["bottom"] + 15, _short(n_ctx), "middle")
-    yield _words((PLOT["left"] + PLOT["right"]) / 2, PLOT["bottom"] + 32, "context (tokens)", "middle")
-    yield f'<g transform="translate(10 {middle:.0f}) rotate(-90)">{_words(0, 0, "memory needed", "middle")}</g>'
+        yield _small(x(n_ctx), PLOT["bottom"] + 15, _short(n_ctx), "middle")
+    yield _small((PLOT["left"] + PLOT["right"]) / 2, PLOT["bottom"] + 32, "context (tokens)", "middle")
+    yield f'<g transform="translate(10 {middle:.0f}) rotate(-90)">{_small(0, 0, "memory needed", "middle")}</g>'
 
 
 def _free_line(free_bytes, y):
@@ -471,7 +513,9 @@ def _free_line(free_bytes, y):
         'stroke-dasharray="7 4"/>'
     )
     below = height + 15 if height < PLOT["top"] + 30 else height - 6
-    yield _words(PLOT["left"] + 6, below, f"free here: {units.show(free_bytes)}; above it nothing fits", "start", 700)
+    yield _small(
+        PLOT["left"] + 6, below, f"free here: {units.show(free_bytes)}; above it nothing fits", "start", weight=700
+    )
 
 
 def _curve(index, curve, free_bytes, x, y):
@@ -513,8 +557,8 @@ def _curve_labels(drawn, y):
         colour = CURVE_COLOURS[index]
         yield f'<path d="M{left + 2} {end:.1f}L{left + 14} {height:.1f}" stroke="{colour}" stroke-width="1"/>'
         yield _mark(left + 20, height, index)
-        yield _words(left + 29, height + 1, _curve_name(curve, 21), "start", 600)
-        yield _words(left + 29, height + 15, _up_to(curve), "start")
+        yield _small(left + 29, height + 1, _curve_name(curve, 21), weight=600)
+        yield _small(left + 29, height + 15, _up_to(curve), "start")
 
 
 def _curve_name(curve, most=60):
@@ -526,13 +570,6 @@ def _up_to(curve):
     if not curve.longest:
         return f"{fit.SIGNS['no']} fits with no context"
     return f"{fit.SIGNS['fits']} fits to {curve.longest:,}"
-
-
-def _words(x, y, text, anchor, weight=400):
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="12" font-weight="{weight}" fill="#1b1b1b">'
-        f"{html.escape(text)}</text>"
-    )
 
 
 def curves_table_html(curves, contexts=fit.CONTEXTS):
@@ -613,13 +650,13 @@ def devices_svg(estimate, limits, width=830):
         says = f"{limit.limit}: {units.show(limit.needed_bytes)} of {units.show(limit.free_bytes)} free"
         says += f" ({units.show(limit.total_bytes)} in all)"
         titles.append(f"{says}, {fit.SAYS[limit.status]}")
-        shapes.append(_words(2, y - 6, f"{fit.SIGNS[limit.status]} {says}: {fit.SAYS[limit.status]}", "start", 600))
+        shapes.append(_small(2, y - 6, f"{fit.SIGNS[limit.status]} {says}: {fit.SAYS[limit.status]}", weight=600))
     height = 82 * len(bars)
     return (
         f'<svg viewBox="0 0 {width} {height}" width="100%" height="{height}" role="img" '
         f'aria-label="{html.escape("; ".join(titles))}" preserveAspectRatio="none" '
         f'style="display:block;max-width:{width}px"><title>{html.escape("; ".join(titles))}</title>'
-        f"{HATCH}{''.join(shapes)}</svg>{_legend(legend)}"
+        f"{''.join(shapes)}</svg>{_legend(legend)}"
     )
 
 

@@ -9,10 +9,11 @@ import html
 import math
 
 from . import figures, units
-from .figures_numbers import facts_html, svg_line, svg_text
+from .figures import INK, svg_line, svg_text
+from .figures_numbers import facts_html
 
 _wide_table = functools.partial(figures.table_html, fixed=False)
-INK, PAPER = "#1b1b1b", "#ffffff"
+PAPER = "#ffffff"
 MEASURED, PUBLISHED = "#0072B2", "#A85B00"
 WIDTH, HEIGHT = 860, 372
 PLOT = {"left": 78, "right": 836, "top": 14, "bottom": 306}

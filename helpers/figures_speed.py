@@ -8,8 +8,9 @@ import html
 import math
 
 from . import figures, units
+from .figures import INK, svg_line, svg_text
 
-INK, GRID = "#1b1b1b", "#e4e4e4"
+GRID = "#e4e4e4"
 WIDTH = 860
 LETTER = 7.5  # width of a letter at 13 px, rather too much than too little
 TERMS = {  # term of a Prediction -> its words, letter, colour, ink
@@ -54,18 +55,18 @@ def terms_html(predictions, shares=False):
     for line, (name, prediction) in enumerate(predictions.items()):
         y, x = 34 * line, left
         scale = (WIDTH - left - 190) / (prediction.seconds if shares else longest)
-        shapes.append(_text(left - 8, y + 20, name, "end"))
+        shapes.append(svg_text(left - 8, y + 20, name, "end"))
         for term, (words, letter, colour, ink) in TERMS.items():
             seconds = getattr(prediction, term)
             shapes.append(_piece(x, y, seconds * scale, words, letter, colour, ink, _milliseconds(seconds)))
             x += seconds * scale
         whole, reached = _milliseconds(prediction.seconds), speed_text(prediction.answer.likely)
-        shapes.append(_text(x + 8, y + 20, f"{whole}: {reached} tokens/s", weight=600))
+        shapes.append(svg_text(x + 8, y + 20, f"{whole}: {reached} tokens/s", weight=600))
         each = [_milliseconds(getattr(prediction, term)) for term in TERMS]
         rows.append((name, *each, whole, f"{band_text(prediction.answer)} tokens/s"))
         says.append(f"{name} {whole}, {reached} tokens/s")
     key = ", ".join(f"{letter}: {words}" for words, letter, *_ in TERMS.values())
-    shapes.append(_text(left, 34 * len(predictions) + 16, key))
+    shapes.append(svg_text(left, 34 * len(predictions) + 16, key))
     head = ("", *(words for words, *_ in TERMS.values()), "one token", "answer (formula)")
     drawing = _svg("".join(shapes), 34 * len(predictions) + 24, "Time of one token: " + "; ".join(says))
     return figures.page(_heading("Where the time of one token goes (formula)"), drawing, figures.table_html(head, rows))
@@ -81,7 +82,7 @@ def _piece(x, y, width, words, letter, colour, ink, number):
     return (
         f"<g><title>{words}: {number}</title>"
         f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="28" fill="{colour}" stroke="#fff"/>'
-        f"{_text(x + width / 2, y + 19, said, 'middle', ink=ink) if said else ''}</g>"
+        f"{svg_text(x + width / 2, y + 19, said, 'middle', ink=ink) if said else ''}</g>"
     )
 
 
@@ -155,16 +156,17 @@ def _ceilings_svg(ordered, measured, says):
     shapes = []
     for value in _ticks(y_low, y_high):
         y = place(sizes[0], value)[1]
-        shapes += [_rule(left, y, right, y), _text(left - 6, y + 4, speed_text(value), "end")]
+        shapes += [svg_line(left, y, right, y, GRID), svg_text(left - 6, y + 4, speed_text(value), "end")]
     for power in _powers(x_low, x_high):
         x = place(10.0**power, speeds[0])[0]
-        shapes += [_rule(x, top, x, bottom), _text(x, bottom + 16, units.show_decimal(10**power, 0), "middle")]
-    shapes.append(_text((left + right) / 2, bottom + 34, "bytes read for each token", "middle"))
+        shapes.append(svg_line(x, top, x, bottom, GRID))
+        shapes.append(svg_text(x, bottom + 16, units.show_decimal(10**power, 0), "middle"))
+    shapes.append(svg_text((left + right) / 2, bottom + 34, "bytes read for each token", "middle"))
     for of, (colour, dashes) in CEILINGS.items():
         points = [place(p.read_bytes, roofs[name][of]) for name, p in ordered.items() if of in roofs[name]]
         if points:
             shapes.append(_polyline(points, colour, dashes))
-            shapes.append(_text(points[0][0] - 6, points[0][1] - 4, of, "end", 600, colour))
+            shapes.append(svg_text(points[0][0] - 6, points[0][1] - 4, of, "end", colour, 600))
     taken, under = -WIDTH, 0  # where the last label ends, and how low it is: labels come from left to right
     for name, prediction in ordered.items():
         shapes.append(_band_upright(prediction, place))
@@ -175,9 +177,9 @@ def _ceilings_svg(ordered, measured, says):
         half = LETTER * len(name) / 2
         y = max(y + 16, under + 16) if x - half < taken and y + 16 > under - 16 else y + 16
         taken, under = x + half, y
-        shapes.append(_text(x, y, name, "middle"))
+        shapes.append(svg_text(x, y, name, "middle"))
     key = "bar: predicted band, its line the likeliest" + ("; diamond: measured" if measured else "")
-    shapes.append(_text(left + 6, bottom - 8, key))
+    shapes.append(svg_text(left + 6, bottom - 8, key))
     return _svg("".join(shapes), bottom + 42, says)
 
 
@@ -185,7 +187,7 @@ def _band_upright(prediction, place):
     band = prediction.answer
     (x, low), (_, middle), (_, high) = (place(prediction.read_bytes, n) for n in (band.low, band.likely, band.high))
     box = f'<rect x="{x - 7:.1f}" y="{high:.1f}" width="14" height="{low - high:.1f}" fill="{BAND}" stroke="{INK}"/>'
-    return box + _rule(x - 11, middle, x + 11, middle, INK, 3)
+    return box + svg_line(x - 11, middle, x + 11, middle, INK, 3)
 
 
 # ---------------------------------------------------------------- a band beside measurements
@@ -210,20 +212,20 @@ def bands_html(predictions, measured=None, title="Predicted, and measured"):
     shapes = []
     for value in _ticks(low, high):
         x = place(value)
-        shapes += [_rule(x, 0, x, bottom), _text(x, bottom + 16, speed_text(value), "middle")]
-    shapes.append(_text((left + right) / 2, bottom + 34, "tokens/s (equal steps are equal factors)", "middle"))
+        shapes += [svg_line(x, 0, x, bottom, GRID), svg_text(x, bottom + 16, speed_text(value), "middle")]
+    shapes.append(svg_text((left + right) / 2, bottom + 34, "tokens/s (equal steps are equal factors)", "middle"))
     rows, says = [], []
     for line, (name, band) in enumerate(bands.items()):
         y = 30 * line + 4
-        shapes.append(_text(left - 8, y + 15, name, "end"))
+        shapes.append(svg_text(left - 8, y + 15, name, "end"))
         shapes.append(_band_lying(place(band.low), place(band.likely), place(band.high), y))
         said = f"{name} predicted {band_text(band)}"
         cells = [name, f"{band_text(band)} tokens/s"]
         if name in seen:
             least, median, most = seen[name]
-            shapes += [_rule(place(least), y + 11, place(most), y + 11, SEEN, 2), _seen(place(median), y + 11)]
+            shapes += [svg_line(place(least), y + 11, place(most), y + 11, SEEN, 2), _seen(place(median), y + 11)]
             ratio = f"{band.likely / median:.2f}"
-            shapes.append(_text(right + 10, y + 15, f"{ratio} of measured"))
+            shapes.append(svg_text(right + 10, y + 15, f"{ratio} of measured"))
             said += f", measured {speed_text(median)}"
             cells += [f"{speed_text(median)} ({speed_text(least)} to {speed_text(most)}) tokens/s", ratio]
             cells.append("yes" if band.low <= median <= band.high else "no")
@@ -232,7 +234,7 @@ def bands_html(predictions, measured=None, title="Predicted, and measured"):
         rows.append(cells)
         says.append(said)
     key = "bar: predicted band, its line the likeliest" + ("; diamond: measured, lowest to highest" if seen else "")
-    shapes.append(_text(left, bottom + 52, key))
+    shapes.append(svg_text(left, bottom + 52, key))
     head = ("", "predicted", "measured", "predicted / measured", "inside the band")[: 5 if seen else 2]
     drawing = _svg("".join(shapes), bottom + 60, f"{title}, in tokens per second: {'; '.join(says)}")
     return figures.page(_heading(title), drawing, figures.table_html(head, rows))
@@ -247,7 +249,7 @@ def _spread(value):
 
 def _band_lying(low, likely, high, y):
     box = f'<rect x="{low:.1f}" y="{y}" width="{max(high - low, 1):.1f}" height="22" fill="{BAND}" stroke="{INK}"/>'
-    return box + _rule(likely, y - 2, likely, y + 24, INK, 3)
+    return box + svg_line(likely, y - 2, likely, y + 24, INK, 3)
 
 
 # ---------------------------------------------------------------- a sweep of threads
@@ -264,28 +266,30 @@ def threads_html(sweep, allowed):
     top, bottom, left = 46, 260, 64
     scale = (bottom - top) / max(most for *_, most in seen.values())
     step = (WIDTH - left - 20) / len(seen)
-    shapes, rows, border = [_rule(left, bottom, WIDTH - 10, bottom, INK)], [], left
+    shapes, rows, border = [svg_line(left, bottom, WIDTH - 10, bottom, INK)], [], left
     for column, (n_threads, (least, median, most)) in enumerate(seen.items()):
         x = left + step * (column + 0.5)
-        colour = "url(#kit-beyond)" if n_threads > allowed else ROOF
+        colour = "#fff" if n_threads > allowed else ROOF
         wide, high = min(step * 0.55, 80), median * scale
+        beyond = figures.hatching(x - wide / 2, bottom - high, wide, high, SEEN, 5, 11) if n_threads > allowed else ""
         shapes.append(
             f"<g><title>{n_threads} threads: {speed_text(median)} tokens/s</title>"
             f'<rect x="{x - wide / 2:.1f}" y="{bottom - high:.1f}" width="{wide:.1f}" height="{high:.1f}" '
-            f'fill="{colour}" stroke="{INK}"/></g>'
+            f'fill="{colour}" stroke="{INK}"/>{beyond}</g>'
         )
-        shapes.append(_rule(x, bottom - least * scale, x, bottom - most * scale, INK, 2))
-        shapes.append(_text(x, bottom - most * scale - 7, speed_text(median), "middle", 600))
-        shapes.append(_text(x, bottom + 17, n_threads, "middle"))
+        shapes.append(svg_line(x, bottom - least * scale, x, bottom - most * scale, INK, 2))
+        shapes.append(svg_text(x, bottom - most * scale - 7, speed_text(median), "middle", weight=600))
+        shapes.append(svg_text(x, bottom + 17, n_threads, "middle"))
         slower = "the fastest" if median == best else f"{best / median:.1f} times slower"
         runs = f"{speed_text(least)} to {speed_text(most)}"
         rows.append((n_threads, "yes" if n_threads <= allowed else "no", speed_text(median), runs, slower))
         border = left + step * (column + 1) if n_threads <= allowed else border
     if any(n > allowed for n in seen):
-        shapes.append(_rule(border, 4, border, bottom + 24, INK, 3, "7 4"))
-        shapes.append(_text(border + 8, 16, f"what one may use here: {allowed}; hatched: more than that", weight=600))
-    shapes.append(_text((left + WIDTH) / 2, bottom + 36, "threads", "middle"))
-    shapes.append(_text(2, top + 2, "tokens/s"))
+        shapes.append(svg_line(border, 4, border, bottom + 24, INK, 3, "7 4"))
+        said = f"what one may use here: {allowed}; hatched: more than that"
+        shapes.append(svg_text(border + 8, 16, said, weight=600))
+    shapes.append(svg_text((left + WIDTH) / 2, bottom + 36, "threads", "middle"))
+    shapes.append(svg_text(2, top + 2, "tokens/s"))
     says = "; ".join(f"{n} threads {speed_text(median)} tokens/s" for n, (_, median, _) in seen.items())
     says = f"Speed of the answer against threads, {allowed} may be used: {says}"
     head = ("threads", "may be used", "tokens/s (measured)", "lowest to highest", "beside the fastest")
@@ -324,24 +328,8 @@ def _svg(shapes, height, says):
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" width="100%" role="img" aria-label="{html.escape(says)}" '
         f'style="display:block;max-width:{WIDTH}px"><title>{html.escape(says)}</title>'
-        '<defs><pattern id="kit-beyond" width="8" height="8" patternUnits="userSpaceOnUse" '
-        'patternTransform="rotate(45)"><rect width="8" height="8" fill="#fff"/>'
-        f'<line x1="0" y1="0" x2="0" y2="8" stroke="{SEEN}" stroke-width="5"/></pattern></defs>'
         f"{shapes}</svg>"
     )
-
-
-def _text(x, y, text, anchor="start", weight=400, ink=INK):
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="13" font-weight="{weight}" fill="{ink}">'
-        f"{html.escape(str(text))}</text>"
-    )
-
-
-def _rule(x1, y1, x2, y2, colour=GRID, width=1, dashes=""):
-    dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
-    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-    return f'<line {ends} stroke="{colour}" stroke-width="{width}"{dashed}/>'
 
 
 def _polyline(points, colour, dashes):

@@ -100,9 +100,19 @@ def verdict(estimate, machine):
 def judge(estimate, machine):
     """The verdict without levers (cheap: this is what grids and strips call)."""
     found = limits(estimate, machine)
-    worst = max(found, key=lambda limit: (STATUSES.index(limit.status), -limit.spare_bytes))
+    on_gpu = not machine.unified_memory and _all_on_gpu(estimate)
+
+    def binding(limit):  # where all layers lie on the GPU, free memory is no answer unless it is the worse of the two
+        return STATUSES.index(limit.status), on_gpu and limit.limit == "video memory", -limit.spare_bytes
+
+    worst = max(found, key=binding)
     reasons = tuple(reason for limit in found for reason in limit.reasons)
     return Verdict(**{**vars(worst), "reasons": reasons})
+
+
+def _all_on_gpu(estimate):
+    n_gpu_layers = estimate.settings.get("n_gpu_layers", 0) if estimate.by_device else 0
+    return n_gpu_layers < 0 or (estimate.spec is not None and n_gpu_layers > estimate.spec.n_layer)
 
 
 def limits(estimate, machine, idle_gpu=False):
@@ -223,7 +233,8 @@ def _candidates(estimate, machine):
 
 def _smaller_quantizations(estimate, machine):
     size = memory.weights_bytes(estimate.spec, estimate.quantization)
-    smaller = [name for name in LADDER if memory.weights_bytes(estimate.spec, name) < 0.98 * size]
+    names = quantizations_of(estimate.spec)
+    smaller = [name for name in names if memory.weights_bytes(estimate.spec, name) < 0.98 * size]
     if smaller:
         changes = [{"quantization": name} for name in smaller]
         best = _first_fitting(estimate, machine, changes) or changes[0]
@@ -241,7 +252,7 @@ def _smaller_model(estimate, machine):
     long_enough = min(estimate.settings["n_ctx"] or spec.n_ctx_train, spec.n_ctx_train)
     smaller = [name for name, count, n_ctx in _catalogue() if count < 0.8 * n_params and n_ctx >= long_enough]
     if smaller:
-        changes = [{"model": name, "quantization": quantization} for name in smaller]
+        changes = [{"model": name, "quantization": suited(models.get(name), quantization)} for name in smaller]
         best = _first_fitting(estimate, machine, changes) or changes[-1]
         yield f"model {models.get(best['model']).title}", best, "knows and reasons less"
 
@@ -289,6 +300,27 @@ def apply(estimate, change):
         return None
 
 
+def quantizations_of(spec, usual=LADDER):
+    """The quantizations that a model's files come in: `usual`, but for models that are published as MXFP4 only.
+
+    >>> from helpers import models
+    >>> quantizations_of(models.get("gpt-oss-20b"))
+    ('MXFP4',)
+    """
+    return ("MXFP4",) if spec.ollama_quantization == "MXFP4" else tuple(usual)
+
+
+def suited(spec, quantization):
+    """`quantization` where a model's files may have it, else the nearest that they have.
+
+    >>> from helpers import models
+    >>> suited(models.get("gpt-oss-20b"), "Q4_K_M"), suited(models.get("qwen3-8b"), "MXFP4")
+    ('MXFP4', 'Q4_K_M')
+    """
+    only = quantizations_of(spec, ())
+    return only[0] if only else "Q4_K_M" if quantization == "MXFP4" else quantization
+
+
 def ladder(spec, machine, quantizations=LADDER, **settings):
     """One `(quantization, Estimate, Verdict)` per quantization of a model: the strip of choices.
 
@@ -297,7 +329,7 @@ def ladder(spec, machine, quantizations=LADDER, **settings):
     >>> [row[2].status for row in ladder(models.get("qwen3-1.7b"), laptop, ("F16", "Q4_K_M"))]
     ['fits', 'fits']
     """
-    rows = ((name, memory.estimate(spec, name, **settings)) for name in quantizations)
+    rows = ((name, memory.estimate(spec, name, **settings)) for name in quantizations_of(spec, quantizations))
     return [(name, needs, judge(needs, machine)) for name, needs in rows]
 
 
@@ -312,7 +344,7 @@ def rule_of_thumb_bytes(estimate):
     return round(1.2 * estimate.weights_bytes)
 
 
-# Down to 4 bits, where measured losses are still small; "MXFP4" is the only form some models come in.
+# Down to 4 bits, where measured losses are still small.
 GOOD = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
 LAST_RESORT = ("IQ4_XS", "Q3_K_M", "IQ3_XS", "Q2_K")
 USES = ("chat", "code", "chinese", "languages", "images")
@@ -376,8 +408,7 @@ def recommend(machine, use="chat", n_ctx=8192, most=5, **settings):
 
 
 def _choose(spec, machine, n_ctx, settings):
-    ladder_of_model = ("MXFP4",) if spec.ollama_quantization == "MXFP4" else (*GOOD, *LAST_RESORT)
-    for name in ladder_of_model:
+    for name in quantizations_of(spec, (*GOOD, *LAST_RESORT)):
         needs = memory.estimate(spec, name, n_ctx=n_ctx, **settings)
         verdict = judge(needs, machine)
         if verdict.status == "fits":
@@ -496,7 +527,7 @@ def compare(machine, quantizations=LADDER, names=None, **settings):
     ----------
     machine : hardware.Machine
     quantizations : sequence of str
-        Best first.
+        Best first; a model that comes in one form only has a cell for that one (`quantizations_of`).
     names : sequence of str, optional
         Of models; the whole catalogue when left out.
 
@@ -515,6 +546,7 @@ def compare(machine, quantizations=LADDER, names=None, **settings):
 
 
 def _compared(spec, machine, quantizations, settings):
+    quantizations = quantizations_of(spec, quantizations)
     try:
         first = memory.estimate(spec, quantizations[0], **settings)
     except ValueError as error:
@@ -580,7 +612,7 @@ def _place(by, row):
     if by == "least memory":
         return False, estimate.total_bytes, 0
     if by == "least quality loss":
-        loss = models.published_loss(row.best)
+        loss = 0.0 if row.best == "MXFP4" else models.published_loss(row.best)  # MXFP4 is how such a model was trained
         return False, math.inf if loss is None else loss, -n_params
     return False, active_bytes(estimate), 0
 

@@ -227,7 +227,7 @@ def fetch(row, dest=None, progress=True, confirm=None):
 
 def gated_sentence(repo_id):
     """What to do about a repository whose owner wants to be asked."""
-    page = f"{download._shown(download._endpoint())}/{repo_id}"
+    page = f"{download.without_secrets(download.hub_address())}/{repo_id}"
     return (
         f"{repo_id} is gated: its owner wants you to agree first. Open {page} in a browser, log in, read, accept what "
         "is asked there; then type `hf auth login` in a terminal, once, and paste a token of yours with the right to "
@@ -237,16 +237,16 @@ def gated_sentence(repo_id):
 
 def _api():
     hub = download.client("ask the model hub")
-    if download._offline(None):
+    if download.is_offline(None):
         raise HubError(OFFLINE)
-    return hub.HfApi(endpoint=download._endpoint())
+    return hub.HfApi(endpoint=download.hub_address())
 
 
 def _knock():
     """Raise at once what is wrong with the hub: its client's own search would try six times, for half a minute."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    address = f"{download._endpoint()}/api/models"
+    address = f"{download.hub_address()}/api/models"
     hf_raise_for_status(get_session().get(address, params={"limit": 1}, headers=build_hf_headers(), timeout=10))
 
 
@@ -265,7 +265,7 @@ def _asked(act, what, repo_id="", revision=None):
     until = time.monotonic() + ANSWER_WITHIN_S
     while worker.is_alive() and time.monotonic() < until:
         worker.join(TICK_S)
-    hub = download._shown(download._endpoint())
+    hub = download.without_secrets(download.hub_address())
     if not outcome:
         raise HubError(f"{hub} did not answer within {ANSWER_WITHIN_S:g} s. Check the network and try again.")
     value, error = outcome[0]
@@ -277,7 +277,7 @@ def _asked(act, what, repo_id="", revision=None):
 def _explain(error, hub, what, repo_id, revision):
     """What went wrong, without the error's own text: it may hold addresses with signatures."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    names = {type(e).__name__ for e in download._chain(error)}
+    names = {type(e).__name__ for e in download.causes(error)}
     if "OfflineModeIsEnabled" in names:
         return OFFLINE
     if "HFValidationError" in names:

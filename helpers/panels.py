@@ -98,13 +98,13 @@ class _FitPanel:
 
     def _make_choice(self, model, quantization, n_ctx):
         w, wide = self.w, {"description_width": "92px"}
-        quantization = formats.quantization(quantization).name
+        quantization = fit.suited(models.get(model), formats.quantization(quantization).name)
         self.model = w.Combobox(
             value=model, options=models.names(), description="Model", continuous_update=False, style=wide,
             layout={"width": "300px"}, tooltip="Type to search; empty the field to see all",
         )  # fmt: skip
         self.quantization = w.Dropdown(
-            value=quantization, options=tuple(dict.fromkeys((*QUANTIZATIONS, quantization))),
+            value=quantization, options=tuple(dict.fromkeys((*QUANTIZATIONS, "MXFP4", quantization))),
             description="Quantization", style=wide, layout={"width": "220px"},
         )  # fmt: skip
         self.context = w.SelectionSlider(
@@ -158,7 +158,7 @@ class _FitPanel:
         self.view = w.ToggleButtons(options=VIEWS, value=VIEWS[0], description="Show",
                                     style={"button_width": "170px", "description_width": "75px"},
                                     layout=ONE_ROW)  # fmt: skip
-        self.details = w.HTML(layout={"height": "236px", "overflow": "auto"})
+        self.details = w.HTML(layout={"height": "244px", "overflow": "auto"})
 
     def _assemble(self):
         w, row = self.w, {"flex_flow": "row wrap", "align_items": "center"}
@@ -259,7 +259,7 @@ class _FitPanel:
     @shown
     def _changed(self, _):
         if not self.quiet:
-            self._move_sliders()
+            self._put({"quantization": fit.suited(models.get(self.model.value), self.quantization.value)})
             self._remember_and_refresh()
 
     def _remember_and_refresh(self):
@@ -476,7 +476,7 @@ class _Pieces:
             self.painted = now
 
 
-def compare_panel(machine=None, model="llama-3.1-8b", quantization="Q4_K_M", n_ctx=8192):
+def compare_panel(machine=None, model="llama-3.1-8b", quantization="Q4_K_M", n_ctx=8192, calibration=None):
     """Every model at every quantization, judged by a machine (an `ipywidgets.VBox`); click a cell to see it in full.
 
     Parameters
@@ -485,8 +485,10 @@ def compare_panel(machine=None, model="llama-3.1-8b", quantization="Q4_K_M", n_c
         The computer to judge by; found out when left out.
     model, quantization, n_ctx
         Where to start.
+    calibration : speed.Calibration, optional
+        From `speed.calibrate()` on that computer, for its tokens/s; without it they are a rough band.
     """
-    return explore.Compare(machine or hardware.detect(), model, quantization, n_ctx).box
+    return explore.Compare(machine or hardware.detect(), model, quantization, n_ctx, calibration).box
 
 
 def context_panel(machine=None, names=explore.START_CURVES, quantization="Q4_K_M"):

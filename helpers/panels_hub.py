@@ -11,6 +11,11 @@ from . import download, figures, hub, units
 from .need import need
 
 STEPS = 1000  # of the progress bar
+# Long names and notes are broken into lines: what stands to the right of the panel's edge is seldom found.
+WRAPPED = (
+    "<style>.kit .hub td:first-child{white-space:normal;overflow-wrap:anywhere;min-width:220px}"
+    ".kit .hub td:nth-child(4),.kit .hub td:nth-child(7){white-space:normal;min-width:80px}</style>"
+)
 
 
 def hub_panel(text="", machine=None, n_ctx=8192, dest=None):
@@ -71,7 +76,7 @@ class _HubPanel:
         self.get = w.Button(description="Download", disabled=True, layout={"width": "100px"})
         self.stop = w.Button(description="Stop", disabled=True, layout={"width": "70px"})
         self.bar = w.IntProgress(max=STEPS, description="Progress", style=label, layout={"width": "420px"})
-        self.state = w.HTML()
+        self.state = w.HTML(layout={"min_height": "62px"})
         self.table = w.HTML(layout={"height": "300px", "overflow": "auto"})
         row = {"flex_flow": "row wrap", "align_items": "center"}
         self.box = w.VBox(
@@ -110,7 +115,7 @@ class _HubPanel:
         self.files = []
         self._choices(self.repo, [(row.id, row.id) for row in self.repos], "choose a repository")
         self._choices(self.file, [], "")
-        self.table.value = figures.page(self.repos._repr_html_())
+        self._show(self.repos)
         self._say(f"{len(self.repos)} repositories. Choose one to see its files." if self.repos else "")
 
     def _open(self, _):
@@ -120,14 +125,14 @@ class _HubPanel:
     @in_thread
     def _list(self):
         self._say("Reading sizes and one header ...")
-        self.files = []
+        self.files, self.bar.value = [], 0
         self._choices(self.file, [], "")
         found = hub.files(self.repo.value, machine=self.machine, n_ctx=self.n_ctx, progress=False)
         self.files = [row for row in found if row.kind in ("model", "vision")]
         self._choices(self.file, [(_label(row), row.name) for row in self.files], "choose a file")
         if found.best:
             self.file.value = found.best.name
-        self.table.value = figures.page(found._repr_html_())
+        self._show(found)
         self._say(f"Needs and verdicts are for {self.n_ctx:,} tokens.")
 
     @in_thread
@@ -152,6 +157,9 @@ class _HubPanel:
     def _choices(self, dropdown, options, prompt):
         dropdown.options = [(prompt if options else "", None), *options]
         dropdown.value = None
+
+    def _show(self, rows):
+        self.table.value = figures.page(WRAPPED, '<div class="hub">', rows._repr_html_(), "</div>")
 
     def _say(self, text):
         self.state.value = figures.page(f'<p role="status" aria-live="polite">{html.escape(text)}</p>')

@@ -17,7 +17,7 @@ IDLE_EVERY_S = 1.0  # when nothing has changed for a while
 IDLE_AFTER_S = 20.0
 MOST_SAMPLES = 240
 SEEN_SHARE = 0.002  # a change below this share of what is held is not drawn
-ANONYMOUS, ANONYMOUS_INK = "#0072B2", "#ffffff"
+ANONYMOUS, ANONYMOUS_INK, FILE = "#0072B2", "#ffffff", "#A9D8F2"
 LEFT, RIGHT, TOP, BOTTOM = 78, 852, 30, 170
 WAITING, LOADING, LOADED, ENDED = "waiting", "loading", "loaded", "ended"
 
@@ -87,7 +87,7 @@ class Meter:
             self.free_bytes += runner.memory_of(model.pid).anonymous_bytes
         self.known = [] if model is not None else runner.running()
         self.state, self.samples, self.expected, self.split = WAITING, [], None, True
-        self.box = need("ipywidgets", "show the strip").HTML(layout={"min_height": "300px"}) if box else None
+        self.box = need("ipywidgets", "show the strip").HTML(layout={"min_height": "336px"}) if box else None
         self.thread = None
         self._paint()
 
@@ -192,7 +192,7 @@ def strip_html(scene):
         rows.append(("predicted, context full", scene.expected.file_bytes, scene.expected.anonymous_bytes))
     head = ("bytes", "file pages (can be dropped)", "anonymous (cannot be dropped)", "together")
     table = figures.table_html(head, [(what, *map(units.show, (a, b, a + b))) for what, a, b in rows])
-    drawing = figures_machine._svg(_drawing(scene), BOTTOM + 26, says)
+    drawing = figures_machine.svg_figure(_drawing(scene), BOTTOM + 26, says)
     return figures.page(f'<p class="note" role="status">{html.escape(says)}</p>', drawing, table)
 
 
@@ -203,21 +203,22 @@ def _drawing(scene):
     def y(n_bytes):
         return BOTTOM - (BOTTOM - TOP) * n_bytes / top
 
-    grid = figures_machine._grid_bytes(int(top / 1.12))
-    shapes = [figures_machine._grid_line(LEFT, RIGHT, y(n), units.show(n, 0)) for n in grid if n <= top]
+    grid = figures_machine.grid_bytes(int(top / 1.12))
+    shapes = [figures_machine.grid_line(LEFT, RIGHT, y(n), units.show(n, 0)) for n in grid if n <= top]
     shapes += _areas(scene, y)
     for words, n_bytes, dash in marks:
         shapes.append(
             f'<line x1="{LEFT}" y1="{y(n_bytes):.1f}" x2="{RIGHT}" y2="{y(n_bytes):.1f}" stroke="#1b1b1b" '
             f'stroke-width="2" stroke-dasharray="{dash}"/>'
         )
-        shapes.append(figures_machine._text(RIGHT, y(n_bytes) - 6, f"{words} {units.show(n_bytes)}", "end", weight=600))
+        shapes.append(figures.svg_text(RIGHT, y(n_bytes) - 6, f"{words} {units.show(n_bytes)}", "end", weight=600))
     if not any(words.startswith("limit") for words, *_ in marks):
         far = f"limit: {units.show(scene.free_bytes)} were free, {scene.free_bytes / top:,.0f} times this height"
-        shapes.append(figures_machine._text(LEFT, 14, f"\u2191 {far}"))
+        shapes.append(figures.svg_text(LEFT, 14, f"\u2191 {far}"))
     seconds = scene.every_s * max(len(scene.samples) - 1, 0)
-    shapes.append(figures_machine._text(LEFT, BOTTOM + 18, "start"))
-    shapes.append(figures_machine._text(RIGHT, BOTTOM + 18, f"{seconds:.1f} s in which something changed", "end"))
+    shapes.append(figures.svg_text(LEFT, BOTTOM + 18, "start"))
+    if seconds:
+        shapes.append(figures.svg_text(RIGHT, BOTTOM + 18, f"{seconds:.1f} s in which something changed", "end"))
     return "".join(shapes)
 
 
@@ -240,18 +241,31 @@ def _areas(scene, y):
     below = [(x, y(anonymous)) for x, (_, anonymous) in zip(xs, samples, strict=True)]
     above = [(x, y(file + anonymous)) for x, (file, anonymous) in zip(xs, samples, strict=True)]
     floor = [(RIGHT, BOTTOM), (LEFT, BOTTOM)]
-    shapes = [_area([*below, *floor], ANONYMOUS, "anonymous"), _area([*above, *below[::-1]], "", "file pages")]
+    shapes = [_area([*below, *floor], ANONYMOUS, "anonymous"), _area([*above, *below[::-1]], FILE, "file pages")]
+    shapes.append(_hatching(below, above))
     for name, top, bottom, ink in (
         ("anonymous", below[-1][1], BOTTOM, ANONYMOUS_INK),
         ("file pages", above[-1][1], below[-1][1], figures_machine.INK),
     ):
         if bottom - top > 16 and scene.split:
-            shapes.append(figures_machine._text(RIGHT - 8, (top + bottom) / 2 + 5, name, "end", ink))
+            shapes.append(figures.svg_text(RIGHT - 8, (top + bottom) / 2 + 5, name, "end", ink))
     return shapes
 
 
 def _area(points, colour, name):
     path = " ".join(f"{px:.0f},{py:.1f}" for px, py in points)
-    fill = colour or "url(#kit-files)"
     outline = f'stroke="{figures_machine.INK}" stroke-width="0.8"'
-    return f'<polygon points="{path}" fill="{fill}" {outline}><title>{name}</title></polygon>'
+    return f'<polygon points="{path}" fill="{colour}" {outline}><title>{name}</title></polygon>'
+
+
+def _hatching(below, above):
+    """Upright lines between two lines over the same places, each one drawn (see `figures.hatching`)."""
+    lines, place = [], 1
+    for x in range(LEFT + 6, RIGHT, 8):
+        while below[place][0] < x:
+            place += 1
+        (x0, _), (x1, _) = below[place - 1 : place + 1]
+        share = (x - x0) / (x1 - x0)
+        low, high = ((1 - share) * line[place - 1][1] + share * line[place][1] for line in (below, above))
+        lines.append(f"M{x} {low:.1f}V{high:.1f}")
+    return f'<path d="{"".join(lines)}" stroke="#fff" stroke-width="2"/>'

@@ -148,7 +148,7 @@ def _lock(file):
     end = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
-            _try_lock(file)
+            try_lock(file)
             return True
         except (BlockingIOError, PermissionError):  # held elsewhere: POSIX says the first, Windows the second
             if time.monotonic() > end:
@@ -158,7 +158,7 @@ def _lock(file):
             return False
 
 
-def _try_lock(file):
+def try_lock(file):
     if os.name == "nt":
         import msvcrt
 

@@ -468,7 +468,7 @@ def _quantize(source, header, wanted, out, n_threads, tell):
         _check_imatrix(types, wanted.name)
         out.parent.mkdir(parents=True, exist_ok=True)
         _check_disk(out, _planned_bytes(header, types), f"a {wanted.name} file of {source.name}")
-        with _atomically(out) as part:
+        with atomically(out) as part:
             ask({"do": "quantize", **request, "out": str(part)}, tell)
 
 
@@ -499,7 +499,7 @@ def _check_disk(out, n_bytes, what):
 
 
 @contextlib.contextmanager
-def _atomically(path):
+def atomically(path):
     """A name beside `path` to write to; moved to `path` at the end, deleted after any failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -579,7 +579,8 @@ def forget(folder=None):
     return before - kept_bytes(folder)
 
 
-def _engine():
+def engine_release():
+    """The release of llama-cpp-python here, or "none"; results of one say little about another."""
     from importlib import metadata
 
     try:
@@ -588,7 +589,8 @@ def _engine():
         return "none"
 
 
-def _digest(*parts):
+def digest(*parts):
+    """A short name for a cache's file, the same for the same parts; whatever JSON can hold."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 
@@ -601,7 +603,7 @@ def _saved(path):
 
 
 def _save(row, path):
-    with _atomically(Path(path)) as part:
+    with atomically(Path(path)) as part:
         part.write_text(json.dumps(asdict(row)), encoding="utf-8")
 
 
@@ -667,7 +669,7 @@ def _measure_reference(job, header, ask, request, tell):
     base = Path(job.base)
     base.parent.mkdir(parents=True, exist_ok=True)
     _check_disk(base, _scores_bytes(job, header), f"the scores of {job.name}")
-    with _atomically(base) as part:
+    with atomically(base) as part:
         return ask({**request, "text": job.text, "max_chunks": job.max_chunks, "write": str(part)}, tell)
 
 
@@ -833,13 +835,13 @@ class _Setting:
         self.text_name = "the kit's texts" if given is None else "your text"
         self.folder, self.n_ctx = folder, n_ctx
         self.shared = {"text": "", "n_ctx": n_ctx, "max_chunks": max_chunks or 0, "n_threads": n_threads}
-        self._key = (DEFINITIONS, _engine(), hashlib.sha256(self.text.encode()).hexdigest(), n_ctx, max_chunks)
+        self._key = (DEFINITIONS, engine_release(), hashlib.sha256(self.text.encode()).hexdigest(), n_ctx, max_chunks)
 
     def _row(self, *parts):
-        return str(self.folder / "rows" / f"{_digest(*self._key, *parts)}.json")
+        return str(self.folder / "rows" / f"{digest(*self._key, *parts)}.json")
 
     def reference_job(self, name, path, key):
-        base = self.folder / "scores" / f"{_digest(*self._key, key)}.bin"
+        base = self.folder / "scores" / f"{digest(*self._key, key)}.bin"
         shared = {**self.shared, "text": self.text}
         return Job(name, str(path.resolve()), self._row(key), str(base), is_reference=True, **shared)
 
@@ -847,7 +849,7 @@ class _Setting:
         return Job(name, str(path.resolve()), self._row(first.base, key), first.base, **self.shared)
 
     def ladder_job(self, name, source, key, first):
-        made = self.folder / "models" / f"{source.stem}-{name}-{_digest(key, _engine())[:8]}.gguf"
+        made = self.folder / "models" / f"{source.stem}-{name}-{digest(key, engine_release())[:8]}.gguf"
         row = self._row(first.base, key, name)
         return Job(name, str(made), row, first.base, source=str(source.resolve()), quantization=name, **self.shared)
 

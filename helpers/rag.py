@@ -377,12 +377,12 @@ def _embedded(model, chunks, progress):
     import numpy as np
 
     folder, made = quality.cache_folder() / "vectors", []
-    reader = [download.sha256_of(model.path), quality._engine()]
+    reader = [download.sha256_of(model.path), quality.engine_release()]
     reader += [model.settings.get(name) for name in ("cache_type_k", "cache_type_v", "flash_attn")]
     with work.bar(len(chunks), 0, progress, unit="chunk") as bar:
         for _, group in itertools.groupby(chunks, key=lambda chunk: chunk.source):
             texts = [f"{chunk.heading}. {chunk.text}" for chunk in group]
-            path, before = folder / f"{quality._digest(reader, texts)}.npy", bar.n
+            path, before = folder / f"{quality.digest(reader, texts)}.npy", bar.n
             rows = _kept(path, len(texts))
             if rows is None:
                 rows = model.embed(texts, progress=lambda done, before=before: bar.update(before + done - bar.n))
@@ -405,7 +405,7 @@ def _kept(path, n_rows):
 def _keep(rows, path):
     import numpy as np
 
-    with contextlib.suppress(OSError), quality._atomically(path) as part, part.open("wb") as file:
+    with contextlib.suppress(OSError), quality.atomically(path) as part, part.open("wb") as file:
         np.save(file, rows)  # a full disk costs only the time of the next start
 
 

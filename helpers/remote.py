@@ -74,7 +74,7 @@ class Source:
         self._spare = b""
         self._bar = None
         self._stopped = False
-        if download._offline(None):
+        if download.is_offline(None):
             raise RemoteError(
                 f"{self.shown} was not asked for: HF_HUB_OFFLINE switches the network off. Unset it, or give the path "
                 "of a file on this computer."
@@ -385,7 +385,7 @@ def _resolve(address):
 
 
 def _of_hub(address):
-    hub = download._endpoint()
+    hub = download.hub_address()
     if not address.lower().startswith("hf://"):
         on_hub = address.startswith(hub + "/")
         return hub + HUB_PAGE.sub(r"\g<repo>/resolve/", address[len(hub) :], count=1) if on_hub else address
@@ -405,7 +405,7 @@ def _hub_headers(url):
     """The hub's own headers when `url` is on the hub, with the learner's token; none for another server."""
     from huggingface_hub.utils import build_hf_headers
 
-    return build_hf_headers() if _origin(url) == _origin(download._endpoint()) else {}
+    return build_hf_headers() if _origin(url) == _origin(download.hub_address()) else {}
 
 
 def _origin(url):
@@ -419,7 +419,7 @@ def _origin(url):
 
 def _explain(error):
     """What went wrong below us. Never the error's own text: it may hold a signed address."""
-    names = {type(e).__name__ for e in download._chain(error)}
+    names = {type(e).__name__ for e in download.causes(error)}
     if "OfflineModeIsEnabled" in names:
         return "HF_HUB_OFFLINE switches the network off. Unset it, or give the path of a file on this computer."
     if "gaierror" in names:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from . import units
 from .need import need
-from .progress import _try_lock
+from .progress import try_lock
 from .runner import LoadError, ModelDied, WontFit
 
 SMALL_WEIGHTS = units.GB  # models below a billion weights get a warning beside their summaries and translations
@@ -686,7 +686,7 @@ def _alone(csv_out):
         raise _not_ours(csv_out, path) from None
     with job:
         try:
-            _try_lock(job)
+            try_lock(job)
         except (BlockingIOError, PermissionError):
             raise WorkError(
                 f"{csv_out.name} is being written by another run at this moment. Wait for it or stop it, then run the "

@@ -32,6 +32,7 @@ from helpers import (
     speed,
     units,
 )
+from helpers.figures_speed import speed_text
 from helpers.hardware import Gpu, Machine, Reading
 from helpers.need import MissingPackage
 
@@ -274,7 +275,7 @@ def cells(source):
     found = {}
     for row in re.findall(r"<tr data-model=.*?</tr>", source):
         model = re.search(r'data-model="([^"]*)"', row)[1]
-        for status, quantization, text in re.findall(r'<td class="(\w+)" data-quantization="(\w+)">(.*?)</td>', row):
+        for status, quantization, text in re.findall(r'<td class="(\w+)" data-quantization="(\w+)".*?>(.*?)</td>', row):
             found[model, quantization] = status, read(text)
     return found
 
@@ -282,13 +283,14 @@ def cells(source):
 def test_the_grid_has_every_model_at_every_quantization():
     made = compare()
     found = cells(made.grid.html)
-    assert len(found) == len(models.names()) * len(fit.LADDER)
-    for model, quantization in [("llama-3.1-8b", "Q4_K_M"), ("gpt-oss-120b", "F16"), ("smollm2-135m", "Q2_K")]:
+    in_one_form = [name for name in models.names() if name.startswith("gpt-oss")]
+    assert len(found) == (len(models.names()) - len(in_one_form)) * len(fit.LADDER) + len(in_one_form)
+    for model, quantization in [("llama-3.1-8b", "Q4_K_M"), ("gpt-oss-120b", "MXFP4"), ("smollm2-135m", "Q2_K")]:
         needs = memory.estimate(models.get(model), quantization, n_ctx=8192)
         judged = fit.judge(needs, LAPTOP)
         status, text = found[model, quantization]
         assert status == judged.status
-        assert units.show(needs.total_bytes, int(needs.total_bytes >= GIB)) in text
+        assert units.show(needs.total_bytes, int(GIB <= needs.total_bytes < 100 * GIB)) in text
         assert fit.SIGNS[status] in text and figures.WORDS[status] in text  # not by colour alone
 
 
@@ -326,6 +328,71 @@ def test_what_a_page_sends_may_be_nonsense(picked):
     made.grid.picked = picked
     assert sentence(made) == before
     assert made.inputs["model"].value == "llama-3.1-8b"
+
+
+def test_a_model_in_one_form_is_one_wide_cell():
+    made = compare()
+    row = re.search(r'<tr data-model="gpt-oss-20b">.*?</tr>', made.grid.html)[0]
+    assert f'colspan="{len(fit.LADDER)}"' in row and "MXFP4, the only form of this model" in read(row)
+    made.inputs["model"].value = "gpt-oss-20b"
+    assert made.grid.picked == "gpt-oss-20b|MXFP4"
+    made.inputs["model"].value = "phi-2"
+    assert made.grid.picked == "phi-2|Q4_K_M"
+    made.grid.picked = "gpt-oss-20b|MXFP4"
+    assert made.shown["estimate"].quantization == "MXFP4"
+
+
+def paces(made):
+    """{model: its tokens/s as they are read}."""
+    rows = re.findall(r'<tr data-model="([^"]*)"><th.*?</th><td class="b">.*?</td><td>(.*?)</td>', made.grid.html)
+    return {model: " ".join(read(text).split()) for model, text in rows}
+
+
+def test_the_grid_says_how_fast_each_model_answers():
+    made = compare()
+    [row] = fit.compare(LAPTOP, names=["llama-3.1-8b"], n_ctx=8192)
+    rough = speed.predict(LLAMA, row.best, 0, LAPTOP).answer
+    assert paces(made)["llama-3.1-8b"] == f"{speed_text(rough.low)} to {speed_text(rough.high)}"
+    assert paces(made)["llama-3.1-70b"] == "-"  # nothing of it fits
+    assert "Not calibrated" in read(made.note.value)
+    made = explore.Compare(LAPTOP, "llama-3.1-8b", "Q4_K_M", 8192, MEASURED)
+    likely = speed.predict(LLAMA, row.best, 0, MEASURED).answer
+    assert paces(made)["llama-3.1-8b"].startswith(f"{speed_text(likely.likely)} {speed_text(likely.low)} to ")
+    assert "Formula, calibrated" in read(made.note.value) and "Not calibrated" not in read(made.details.value)
+    made.inputs["which"].value = "other"  # somebody else's computer was not measured
+    assert "Not calibrated" in read(made.note.value)
+
+
+def test_the_grid_can_be_sorted_by_tokens_per_second():
+    made = explore.Compare(LAPTOP, "llama-3.1-8b", "Q4_K_M", 8192, MEASURED)
+    made.inputs["order"].value = explore.BY_SPEED
+    texts = list(paces(made).values())
+    numbers = [0 if text == "-" else float(text.split()[0].replace(",", "")) for text in texts]
+    assert numbers == sorted(numbers, reverse=True) and numbers[0] > 0 == numbers[-1]
+
+
+def test_no_speed_on_a_card_that_nobody_knows():
+    made = compare(DESKTOP)
+    assert set(paces(made).values()) == {"-"}
+    assert "is not known here" in read(made.note.value)
+    made.inputs["on_gpu"].value = False
+    assert "to" in paces(made)["llama-3.1-8b"] and "is not known" not in read(made.note.value)
+
+
+def test_speed_is_measured_only_when_somebody_asks(monkeypatch):
+    asked = []
+    monkeypatch.setattr(speed, "calibrate", lambda **how: asked.append(how) or MEASURED)
+    monkeypatch.setattr(engine, "available", lambda: True)
+    assert compare().measure.layout.display == "none"  # an imagined computer cannot be measured
+    made = compare(dataclasses.replace(LAPTOP, system="Linux"))
+    assert made.measure.layout.display is None and not asked
+    made.measure.click()
+    until(lambda: made.measure.description == "measure again")
+    assert asked == [{"seconds": explore.MEASURE_S}] and "Formula, calibrated" in read(made.note.value)
+    monkeypatch.setattr(speed, "calibrate", lambda **how: 1 / 0)
+    made.measure.click()
+    until(lambda: 'role="alert"' in made.result.value)
+    until(lambda: not made.measure.disabled)
 
 
 def test_a_click_does_not_send_the_grid_again():

@@ -368,3 +368,15 @@ def test_labels_in_the_bar_use_the_readable_ink():
     assert labelled >= 4
     on_white = svg.findall("text")[-1]
     assert contrast(on_white.get("fill"), "#fff") >= 4.5
+
+
+@pytest.mark.parametrize("width", [0.5, 5.0, 200.0])
+def test_hatching_stays_inside_its_rectangle_and_is_found_without_an_id(width):
+    source = figures.hatching(10, 22, width, 48, "#999")
+    points = [tuple(map(float, point)) for point in re.findall(r"[ML]([\d.]+) ([\d.]+)", source)]
+    assert len(points) >= 8
+    assert all(10 - 0.1 <= x <= 10 + width + 0.1 and 22 - 0.1 <= y <= 70.1 for x, y in points)
+    needs = memory.estimate(models.get("smollm2-135m"), "Q4_1")
+    machine = Machine.pretend("laptop", 4 * units.GIB, 8 * units.GIB)
+    svg = figures.memory_bar_svg(needs, fit.judge(needs, machine))
+    assert "<pattern" not in svg and "url(#" not in svg and svg.count("<path") == 1

@@ -71,9 +71,8 @@ def test_nothing_is_drawn_outside(name):
             assert x >= 0 and x + w <= width and y >= 0 and y + h <= height
             assert w >= 0 and h >= 0
     for line in svg.iter("line"):
-        if line.get("stroke-width") != "5":  # the hatching
-            assert all(-1 <= float(line.get(end)) <= width for end in ("x1", "x2"))
-            assert all(-1 <= float(line.get(end)) <= height for end in ("y1", "y2"))
+        assert all(-1 <= float(line.get(end)) <= width for end in ("x1", "x2"))
+        assert all(-1 <= float(line.get(end)) <= height for end in ("y1", "y2"))
 
 
 # where the time goes
@@ -237,7 +236,7 @@ def test_bars_are_as_high_as_their_speed():
 def test_bars_beyond_what_one_may_use_are_hatched_and_the_line_is_between():
     svg = drawing(figures_speed.threads_html(SWEEP, 2))
     bars = [g.find("rect") for g in svg.findall("g")]
-    assert [bar.get("fill") == "url(#kit-beyond)" for bar in bars] == [False, False, True]
+    assert [g.find("path") is not None for g in svg.findall("g")] == [False, False, True]
     (border,) = [float(line.get("x1")) for line in svg.iter("line") if line.get("stroke-dasharray")]
     assert float(bars[1].get("x")) + float(bars[1].get("width")) < border < float(bars[2].get("x"))
 

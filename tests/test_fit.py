@@ -168,6 +168,16 @@ def test_memory_may_bind_beside_a_card():
     assert len(judged.reasons) == 2  # both limits are explained
 
 
+def test_with_all_layers_on_the_card_its_memory_is_named_unless_the_other_is_worse():
+    needs = memory.estimate(models.get("llama-3.1-8b"), "Q4_K_M", n_gpu_layers=-1)
+    roomy = machine(8 * GIB, vram=24 * GIB)  # far more to spare on the card than beside it
+    assert fit.judge(needs, roomy).limit == "video memory"
+    assert fit.judge(needs, roomy).needed_bytes == sum(needs.by_device["gpu"].values())
+    assert fit.judge(needs, machine(GIB // 4, GIB, vram=24 * GIB)).limit == "memory"
+    half = memory.estimate(models.get("llama-3.1-8b"), "Q4_K_M", n_gpu_layers=16)
+    assert fit.judge(half, roomy).limit == "memory"
+
+
 def test_no_card_at_all():
     judged = fit.verdict(memory.estimate(models.get("smollm2-135m"), "Q4_1", n_gpu_layers=-1), machine(8 * GIB))
     assert (judged.status, judged.limit) == ("no", "video memory")
@@ -387,6 +397,21 @@ def test_the_ladder_is_one_row_per_quantization():
     statuses = [fit.STATUSES.index(judged.status) for _, _, judged in rows]
     assert statuses == sorted(statuses, reverse=True)
     assert {judged.status for _, _, judged in rows} >= {"no", "fits"}
+
+
+def test_models_that_come_in_one_form_are_judged_and_offered_in_it():
+    gpt_oss, desktop = models.get("gpt-oss-20b"), machine(8 * GIB)
+    assert [name for name, *_ in fit.ladder(gpt_oss, desktop)] == ["MXFP4"]
+    [row] = fit.compare(machine(16 * GIB), names=["gpt-oss-20b"], n_ctx=4096)
+    assert row.best == "MXFP4" and list(row.cells) == ["MXFP4"]
+    levers = fit.levers(memory.estimate(gpt_oss, "MXFP4", n_ctx=8192), desktop)
+    [smaller] = [lever.change for lever in levers if "model" in lever.change]
+    assert smaller["quantization"] == "Q4_K_M"  # MXFP4 is no form of the smaller model
+    assert not [lever for lever in levers if set(lever.change) == {"quantization"}]
+    [to_it] = [
+        c for c in changes(memory.estimate(models.get("llama-3.1-70b"), "Q8_0"), machine(14 * GIB)) if "model" in c
+    ]
+    assert to_it["quantization"] == fit.suited(models.get(to_it["model"]), "Q8_0")
 
 
 def test_the_rule_of_thumb_is_blind_to_everything_but_the_file():

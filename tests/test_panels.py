@@ -182,6 +182,19 @@ def test_the_strip_marks_the_chosen_quantization():
     assert re.search(r'aria-current="true"[^>]*><b>Q6_K<', made.result.value)
 
 
+def test_a_model_that_comes_in_one_form_has_that_form():
+    made = panel()
+    made.model.value = "gpt-oss-20b"
+    assert made.quantization.value == "MXFP4" and made.shown["estimate"].quantization == "MXFP4"
+    made.quantization.value = "Q2_K"
+    assert made.quantization.value == "MXFP4"
+    made.model.value = "phi-2"
+    assert made.quantization.value == "Q4_K_M"
+    made.undo.click()
+    assert (made.model.value, made.quantization.value) == ("gpt-oss-20b", "MXFP4")
+    assert panel(model="gpt-oss-20b").quantization.value == "MXFP4"
+
+
 def test_any_quantization_can_be_the_first():
     made = panel(quantization="iq1_m")
     assert made.quantization.value == "IQ1_M"

@@ -356,7 +356,7 @@ def test_the_disk_is_checked_before(tmp_path, monkeypatch):
 
 def test_a_failed_write_leaves_nothing(tmp_path):
     target = tmp_path / "row.json"
-    with pytest.raises(KeyboardInterrupt), quality._atomically(target) as part:
+    with pytest.raises(KeyboardInterrupt), quality.atomically(target) as part:
         part.write_text("half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
@@ -508,7 +508,7 @@ def test_the_child_is_gone_before_its_unfinished_file_is_deleted(tmp_path, monke
     with (
         pytest.raises(KeyboardInterrupt),
         quality._llama("x") as ask,
-        quality._atomically(tmp_path / "x.gguf") as part,
+        quality.atomically(tmp_path / "x.gguf") as part,
     ):
         ask({"do": "quantize", "out": str(part)})
     assert closed[0] == [".part"] and list(tmp_path.iterdir()) == []
