@@ -110,7 +110,7 @@ def measure_panel(panel, options):
         with lab.server(folder) as server, lab.chromium(server) as tab:
             open_panel(tab)
             if button:
-                tab.page.get_by_role("button", name=button).click()
+                tab.switch(button)
             tab.slider(slider).press("Home")
             settle(tab)
             way = min(options.steps // 2, 15)  # there and back, as often as there are steps left

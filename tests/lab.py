@@ -299,6 +299,16 @@ class Tab:
         self.wait(changed, [selector, before], within_s)
         return self.text(selector)
 
+    def switch(self, name):
+        """Press a button of a row of which one is pressed; again where the page moved away under the mouse."""
+        button = self.page.get_by_role("button", name=name).first
+        for _ in range(5):
+            button.click()
+            self.page.wait_for_timeout(200)
+            if "mod-active" in button.get_attribute("class"):
+                return
+        raise TimeoutError(f"The button {name!r} does not stay pressed: {button.get_attribute('class')}")
+
     def slider(self, description, panel=".kit-app"):
         """The handle of the slider with this description: focus it, press arrows, drag it."""
         return self.page.locator(f"{panel} .widget-slider").filter(has_text=description).locator(".noUi-handle").first
