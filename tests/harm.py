@@ -96,12 +96,7 @@ class Group:
 
     def run(self, code, *arguments, within_s=60):
         """As `start`, to its end: a `CompletedProcess`."""
-        with self.start(code, *arguments) as process:
-            try:
-                out, err = process.communicate(timeout=within_s)
-            finally:
-                process.kill()
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        return _finished(self.start(code, *arguments), within_s)
 
     def kills(self):
         """How many processes the kernel has ended in it for want of memory."""
@@ -118,14 +113,18 @@ def _start(code, *arguments, environment=None):
     )  # fmt: skip
 
 
-def run(code, *arguments, within_s=60):
-    """`python -c code` to its end, as a `CompletedProcess`."""
-    with _start(code, *arguments) as process:
+def _finished(process, within_s):
+    with process:
         try:
             out, err = process.communicate(timeout=within_s)
         finally:
             process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def run(code, *arguments, within_s=60):
+    """`python -c code` to its end, as a `CompletedProcess`."""
+    return _finished(_start(code, *arguments), within_s)
 
 
 def gone(pid):
