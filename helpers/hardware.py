@@ -503,12 +503,12 @@ def _ram_physical(world):
 
 
 def _browser_ram(world):
-    """What a page may know of the computer: 8 GiB at most, and in some browsers nothing."""
+    """What a page may know of the computer: rounded and capped by the browser, in some nothing."""
     world.note("Python runs in a browser page, which cannot see this computer's RAM: say what you have.")
     js = _import("js", "ask the browser")
     told = getattr(getattr(js, "navigator", None), "deviceMemory", None)
     if told:
-        return Reading(told * units.GIB, "navigator.deviceMemory, which never says more than 8 GiB")
+        return Reading(told * units.GIB, "navigator.deviceMemory, which browsers round and cap")
     return Reading(8 * units.GIB, "assumed: this browser does not tell")
 
 
